@@ -1,0 +1,1 @@
+"""What a model file is, told from its header."""

@@ -1,0 +1,1 @@
+"""A tiny Klein family that the demo, the tests and the benchmarks run on."""

@@ -1,0 +1,14 @@
+"""The pack's nodes, one file a topic, each ending in `NODES`."""
+
+from comfy_api.latest import ComfyExtension
+
+from . import guidance, loader, scheduler
+
+
+class KleinKit(ComfyExtension):
+    async def get_node_list(self):
+        return [*loader.NODES, *scheduler.NODES, *guidance.NODES]
+
+
+async def comfy_entrypoint():
+    return KleinKit()

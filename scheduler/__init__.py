@@ -1,0 +1,1 @@
+"""Sigmas of flow matching: mu, time shifts, spacings, denoise and the steps of a run."""

@@ -1,0 +1,28 @@
+"""The wording of an error about an input, and the steps that a range covers: one place each."""
+
+import math
+
+
+def expected(name, fits, given):
+    """The error for an input that does not fit: `raise expected("start", "between 0.0 and 1.0", 1.2)`."""
+    return ValueError(f"Expected `{name}` to be {fits}, but got {given!r}.")
+
+
+def steps_in_range(start, end, steps):
+    """The steps i of a run with start·n ≤ i < end·n.
+
+    Args:
+        start, end: shares of the run, 0.0 ≤ start < end ≤ 1.0.
+        steps: n, the run's number of steps.
+    Returns:
+        `range` of step indices.
+    Raises:
+        ValueError: the shares are not in order, or not between 0 and 1.
+    """
+    if not 0.0 <= start <= 1.0:
+        raise expected("start", "between 0.0 and 1.0", start)
+    if not start < end <= 1.0:
+        raise expected("end", f"above `start` ({start}) and at most 1.0", end)
+    # 0.07 · 100 is 7.000000000000001 in floating point; the step that is meant is 7.
+    first, last = (math.ceil(round(share * steps, 9)) for share in (start, end))
+    return range(first, last)

@@ -1,0 +1,74 @@
+"""Fixtures: the pack's pure parts as the package `kleinkit`, and the real ComfyUI in this process."""
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# `kleinkit.guidance`, `.scheduler`, `.checkpoint` and `.nano` import without ComfyUI: the package's own __init__ is not run.
+_package = types.ModuleType("kleinkit")
+_package.__path__ = [str(ROOT)]
+sys.modules.setdefault("kleinkit", _package)
+tasks = _load("kleinkit_tasks", ROOT / "tasks.py")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """The nano family on disk: `{role: path}`, in a base directory that ComfyUI uses in this process."""
+    from kleinkit.nano.build import build
+
+    return build(tmp_path_factory.mktemp("comfy") / "models")
+
+
+@pytest.fixture(scope="session")
+def comfy(models):
+    """The real ComfyUI, in this process and on the CPU, with the pack loaded the way ComfyUI loads it."""
+    path = tasks.find_comfyui()
+    assert path, "These tests need ComfyUI: run `python3 tasks.py setup`, or set COMFYUI_PATH."
+    sys.path.insert(0, str(path))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(models["base"].parent.parent.parent)
+    import nodes
+
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    assert asyncio.run(nodes.load_custom_node(str(ROOT), module_parent="custom_nodes")), "ComfyUI did not load the pack."
+    return nodes
+
+
+@pytest.fixture(scope="session")
+def pack(comfy):
+    """The module that ComfyUI made of the pack, for its submodules: `pack("guidance.stack")`."""
+    name = comfy.NODE_CLASS_MAPPINGS["KleinKitCFG"].__module__.rsplit(".nodes.", 1)[0]
+    return lambda submodule: importlib.import_module(f"{name}.{submodule}")
+
+
+@pytest.fixture
+def run_node(comfy):
+    """Run a node by its id, as ComfyUI's executor does: `run_node("KleinKitCFG", model=m, …)` returns its outputs."""
+
+    def run(node_id, **inputs):
+        node = comfy.NODE_CLASS_MAPPINGS[node_id]
+        if hasattr(node, "PREPARE_CLASS_CLONE"):
+            clone = node.PREPARE_CLASS_CLONE(None)
+            result = clone.EXECUTE_NORMALIZED(**inputs)
+            return result.result if hasattr(result, "result") else result
+        return getattr(node(), node.FUNCTION)(**inputs)
+
+    return run
