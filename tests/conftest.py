@@ -27,6 +27,12 @@ sys.modules.setdefault("kleinkit", _package)
 tasks = _load("kleinkit_tasks", ROOT / "tasks.py")
 
 
+def _comfyui():
+    path = tasks.find_comfyui()
+    assert path, "These tests need ComfyUI: run `python3 tasks.py setup`, or set COMFYUI_PATH."
+    return path
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """The nano family on disk: `{role: path}`, in a base directory that ComfyUI uses in this process."""
@@ -38,9 +44,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="session")
 def comfy(models):
     """The real ComfyUI, in this process and on the CPU, with the pack loaded the way ComfyUI loads it."""
-    path = tasks.find_comfyui()
-    assert path, "These tests need ComfyUI: run `python3 tasks.py setup`, or set COMFYUI_PATH."
-    sys.path.insert(0, str(path))
+    sys.path.insert(0, str(_comfyui()))
     from comfy.cli_args import args
 
     args.cpu = True
@@ -57,6 +61,18 @@ def pack(comfy):
     """The module that ComfyUI made of the pack, for its submodules: `pack("guidance.stack")`."""
     name = comfy.NODE_CLASS_MAPPINGS["KleinKitCFG"].__module__.rsplit(".nodes.", 1)[0]
     return lambda submodule: importlib.import_module(f"{name}.{submodule}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A ComfyUI server with the pack and the nano family; `kleinkit.nano.server` queues prompts on it."""
+    from kleinkit.nano.build import build
+    from kleinkit.nano.server import running
+
+    base = tmp_path_factory.mktemp("server")
+    build(base / "models")
+    with running(_comfyui(), base) as server:
+        yield server
 
 
 @pytest.fixture
