@@ -27,6 +27,12 @@ sys.modules.setdefault("kleinkit", _package)
 tasks = _load("kleinkit_tasks", ROOT / "tasks.py")
 
 
+def pytest_collection_finish():
+    # pytest names our folders `comfy` and `server` as ComfyUI names two of its modules.
+    for name in ("comfy", "server"):
+        sys.modules.pop(name, None)
+
+
 def _comfyui():
     path = tasks.find_comfyui()
     assert path, "These tests need ComfyUI: run `python3 tasks.py setup`, or set COMFYUI_PATH."
@@ -50,7 +56,9 @@ def comfy(models):
     args.cpu = True
     args.base_directory = str(models["base"].parent.parent.parent)
     import nodes
+    from server import PromptServer
 
+    PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     assert asyncio.run(nodes.load_custom_node(str(ROOT), module_parent="custom_nodes")), "ComfyUI did not load the pack."
     return nodes
