@@ -1,0 +1,237 @@
+"""What a model file holds: told from the names, dtypes and shapes in its header."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from .header import CheckpointError, read_header
+
+MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
+KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL", "FLUX.2's VAE"
+
+# (double blocks, single blocks, hidden size): black-forest-labs' configurations.
+KLEIN_SIZES = {(5, 20, 3072): "4B", (8, 24, 4096): "9B"}
+# The first key that a file has names its architecture; ComfyUI's model_detection.py and sd.py tell them apart the same way.
+MODEL_KEYS = {
+    "distilled_guidance_layer.norms.0.scale": "Chroma",
+    "txt_in.individual_token_refiner.blocks.0.norm1.weight": "HunyuanVideo",
+    "double_blocks.0.img_mod.lin.weight": "FLUX.1",
+    "transformer_blocks.0.img_mod.1.weight": "Qwen-Image",
+    "joint_blocks.0.context_block.attn.qkv.weight": "Stable Diffusion 3",
+    "cap_embedder.1.weight": "Z-Image or Lumina 2",
+    "blocks.0.cross_attn.k.weight": "Wan",
+    "label_emb.0.0.weight": "SDXL",
+    "input_blocks.0.0.weight": "Stable Diffusion 1 or 2",
+    "transformer_blocks.0.attn.add_q_proj.weight": "FLUX.1 or Stable Diffusion 3 with diffusers' key names",
+}
+ENCODER_KEYS = {
+    "text_model.encoder.layers.0.mlp.fc1.weight": "CLIP",
+    "encoder.block.0.layer.0.SelfAttention.k.weight": "T5",
+    "model.layers.0.post_feedforward_layernorm.weight": "Gemma",
+    "model.language_model.layers.0.linear_attn.A_log": "Qwen3.5",
+    "model.layers.0.self_attn.k_proj.bias": "Qwen2.5",
+    "model.language_model.layers.0.self_attn.q_norm.weight": QWEN3_VL,
+    "model.layers.0.self_attn.q_norm.weight": QWEN3,
+    "model.layers.0.post_attention_layernorm.weight": "Llama or Mistral",
+}
+VAE_KEYS = {
+    "decoder.middle.0.residual.0.gamma": "Wan's or Qwen-Image's VAE",
+    "taesd_decoder.1.weight": "a TAESD of another model",
+}
+DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model inside a file.
+
+    role: `MODEL`, `TEXT_ENCODER` or `VAE`.
+    architecture: `KLEIN`, `QWEN3`, `QWEN3_VL`, `FLUX2_VAE`, or the name of what it is instead.
+    prefix: what its keys begin with in the file.
+    weights: the dtype or quantisation of most of its bytes.
+    bytes: of its tensors.
+    width: hidden size; of a VAE, its latent channels (before the 2×2 patching).
+    layers: (double blocks, single blocks), or (layers,).
+    text_width: of a diffusion model, the width of `txt_in`.
+    diffusers_keys: the keys are diffusers', not the original ones.
+    """
+
+    role: str
+    architecture: str
+    prefix: str
+    weights: str
+    bytes: int
+    width: int = 0
+    layers: tuple = ()
+    text_width: int = 0
+    diffusers_keys: bool = False
+
+    @property
+    def size(self):
+        """"4B", "9B", or the shape of a Klein of another size."""
+        return KLEIN_SIZES.get((*self.layers, self.width)) or "{}+{} blocks of width {}".format(*self.layers, self.width)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one model file, or the shards of one model, holds.
+
+    name: as ComfyUI's lists show it.
+    files: the safetensors files.
+    tensors: `{key: Tensor}` of all of them.
+    metadata: the strings in the header.
+    parts: `{role: Part}`; empty if nothing known was found.
+    """
+
+    name: str
+    files: tuple
+    tensors: dict
+    metadata: dict
+    parts: dict
+
+    def what(self, role):
+        """In words, what the file is, for someone who expected the role: "FLUX.1", "a LoRA", "Qwen3 of width 2560"."""
+        part = self.parts.get(role) or next(iter(self.parts.values()), None)
+        if part is None:
+            return "a LoRA" if any(".lora_" in key for key in self.tensors) else "nothing that KleinKit knows"
+        if part.role == VAE:
+            return part.architecture
+        if part.architecture == KLEIN:
+            return f"{KLEIN} {part.size}"
+        return f"{part.architecture} of width {part.width}" if part.width else f"{part.architecture} (a {part.role})"
+
+
+def inspect(*files, name=None):
+    """Tell what a file holds, from its header.
+
+    Args:
+        files: one safetensors file, or all shards of one model.
+        name: for messages; the first file's name if not given.
+    Returns:
+        `Checkpoint`.
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    files = tuple(map(Path, files))
+    tensors, metadata, formats = {}, {}, {}
+    for file in files:
+        header = read_header(file)
+        twice = tensors.keys() & header.tensors.keys()
+        if twice:
+            raise CheckpointError(f"{file.name} holds {min(twice)!r} a second time ({file}).")
+        tensors |= header.tensors
+        metadata |= header.metadata
+        formats |= _formats(header)
+    parts = (_model(tensors, formats), _text_encoder(tensors, formats), _vae(tensors, formats))
+    return Checkpoint(name or files[0].name, files, tensors, metadata, {part.role: part for part in parts if part})
+
+
+def _part(tensors, formats, role, architecture, prefix, **found):
+    mine = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return Part(role, architecture, prefix, _weights(mine, formats),
+                sum(tensor.end - tensor.begin for tensor in mine.values()), **found)
+
+
+def _first(tensors, names, prefixes):
+    """(architecture, prefix) of the first of `names` that the file has under one of the prefixes."""
+    for prefix in prefixes:
+        for key, architecture in names.items():
+            if prefix + key in tensors:
+                return architecture, prefix
+    return None
+
+
+def _count(tensors, prefix):
+    """How many different numbers follow the prefix: blocks, layers."""
+    return len({key[len(prefix):].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
+
+
+def _columns(tensor):
+    """The width of what a linear layer takes: two 4-bit numbers lie in one byte."""
+    return tensor.shape[-1] * (2 if tensor.dtype in ("U8", "I8") else 1)
+
+
+def _model(tensors, formats):
+    for prefix in ("", "model.diffusion_model."):
+        for modulation, image, text, final, double, single in (
+            ("double_stream_modulation_img.lin.weight", "img_in.weight", "txt_in.weight", "final_layer.linear.weight",
+             "double_blocks.", "single_blocks."),
+            ("double_stream_modulation_img.linear.weight", "x_embedder.weight", "context_embedder.weight", "proj_out.weight",
+             "transformer_blocks.", "single_transformer_blocks."),
+        ):
+            needed = [tensors.get(prefix + key) for key in (image, text, final)]
+            if prefix + modulation not in tensors or not all(tensor and len(tensor.shape) == 2 for tensor in needed):
+                continue
+            guidance = ("guidance_in.", "time_guidance_embed.guidance_embedder.")
+            dev = any(key.startswith(prefix + start) for key in tensors for start in guidance)
+            return _part(tensors, formats, MODEL, "FLUX.2 [dev]" if dev else KLEIN, prefix,
+                         width=needed[0].shape[0], text_width=_columns(needed[1]),
+                         layers=(_count(tensors, prefix + double), _count(tensors, prefix + single)),
+                         diffusers_keys=modulation.endswith("linear.weight"))
+    found = _first(tensors, MODEL_KEYS, ("", "model.diffusion_model."))
+    return found and _part(tensors, formats, MODEL, *found)
+
+
+def _text_encoder(tensors, formats):
+    inside = re.compile(r"(text_encoders\.\w+\.transformer\.|\w+\.transformer\.)model\.")
+    prefixes = ["", *sorted({match[1] for match in map(inside.match, tensors) if match})]
+    found = _first(tensors, ENCODER_KEYS, prefixes)
+    if not found:
+        return None
+    architecture, prefix = found
+    if architecture == QWEN3 and any(key.startswith((prefix + "model.visual.", prefix + "visual.")) for key in tensors):
+        architecture = QWEN3_VL
+    # The layer norms are never quantised, nor packed.
+    for layers in (prefix + "model.language_model.layers.", prefix + "model.layers."):
+        norm = tensors.get(layers + "0.input_layernorm.weight")
+        if norm and len(norm.shape) == 1:
+            return _part(tensors, formats, TEXT_ENCODER, architecture, prefix, width=norm.shape[0],
+                         layers=(_count(tensors, layers),))
+    return _part(tensors, formats, TEXT_ENCODER, "damaged " + architecture if architecture.startswith(QWEN3) else architecture,
+                 prefix)
+
+
+def _vae(tensors, formats):
+    for prefix in ("", "vae.", "first_stage_model."):
+        latent = tensors.get(prefix + "decoder.conv_in.weight")
+        if latent is None or len(latent.shape) != 4:
+            continue
+        channels = latent.shape[1]
+        if channels == 32 and prefix + "bn.running_mean" in tensors:
+            architecture = FLUX2_VAE
+        else:
+            known = {4: "Stable Diffusion 1's or SDXL's VAE", 16: "FLUX.1's or Stable Diffusion 3's VAE"}
+            architecture = known.get(channels, f"a VAE of {channels} latent channels")
+        return _part(tensors, formats, VAE, architecture, prefix, width=channels,
+                     diffusers_keys=prefix + "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors)
+    found = _first(tensors, VAE_KEYS, ("", "vae.", "first_stage_model."))
+    return found and _part(tensors, formats, VAE, *found)
+
+
+def _weights(tensors, formats):
+    """The dtype or quantisation of most bytes. ComfyUI's formats: comfy/quant_ops.py, comfy/utils.py `convert_old_quants`."""
+    named = Counter(form for layer, form in formats.items() if layer + ".weight" in tensors)
+    if named:
+        return named.most_common(1)[0][0]
+    if any(key.endswith(".weight_scale_2") for key in tensors):
+        return "nvfp4"
+    sizes = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.end - tensor.begin
+    dtype = sizes.most_common(1)[0][0]
+    if dtype.startswith("F8") and any(key.endswith((".weight_scale", ".scale_weight", "scaled_fp8")) for key in tensors):
+        return "fp8 scaled"
+    return DTYPES.get(dtype, dtype)
+
+
+def _formats(header):
+    """`{layer: format}` of the quantisation metadata that ComfyUI writes."""
+    text = header.metadata.get("_quantization_metadata")
+    if text is None:
+        return {}
+    try:
+        return {layer: str(settings["format"]) for layer, settings in json.loads(text)["layers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{header.path.name} is damaged: its quantisation metadata cannot be read ({header.path}).") from None
