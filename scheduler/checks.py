@@ -8,6 +8,28 @@ def expected(name, fits, given):
     return ValueError(f"Expected `{name}` to be {fits}, but got {given!r}.")
 
 
+def number(name, value, low, high):
+    """Check that a number lies between two limits; limits of type int ask for a whole number.
+
+    Raises:
+        ValueError: it does not, or is no finite number.
+    """
+    whole = isinstance(low, int)
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not fits:
+        raise expected(name, f"a {'whole ' if whole else ''}number between {low} and {high}", value)
+
+
+def one_of(name, choices, value):
+    """Check that a value is one of the choices.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise expected(name, f"one of {', '.join(choices)}" if choices else "absent", value)
+
+
 def steps_in_range(start, end, steps):
     """The steps i of a run with start·n ≤ i < end·n.
 

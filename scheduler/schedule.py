@@ -1,0 +1,138 @@
+"""The sigmas of a run, from settings that fit."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from .checks import expected, number, one_of
+from .mu import SHIFTS
+from .shift import time_shift
+from .spacing import SPACINGS
+
+PIXELS_PER_TOKEN_SIDE = 16
+SMALLEST_DENOISE = 1e-4
+DENOISE_MODES = "ksampler", "strength", "sigma"
+# The smallest and the largest value of each number.
+LIMITS = {
+    "steps": (1, 10000),
+    "width": (16, 16384),
+    "height": (16, 16384),
+    "denoise": (0.0, 1.0),
+    "terminal": (0.0, 0.99),
+    "base_shift": (0.0, 100.0),
+    "max_shift": (0.0, 100.0),
+    "mu": (-20.0, 20.0),
+    "shift": (0.01, 100.0),
+}
+
+
+def choose_shift(choice, **inputs):
+    """The function `(tokens, steps) → mu` of a choice of `shift` and the inputs that the choice brings.
+
+    Raises:
+        ValueError: no such choice, an input that it does not bring, or a number that does not fit.
+    """
+    one_of("shift", SHIFTS, choice)
+    takes = SHIFTS[choice].__kwdefaults__ or {}
+    for name, value in inputs.items():
+        one_of(f"shift {choice}", takes, name)
+        number(f"shift.{name}", value, *LIMITS[name])
+    return partial(SHIFTS[choice], **inputs)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What `KleinKitScheduler` is set to; `shift` comes from `choose_shift`.
+
+    Raises:
+        ValueError: a value that does not fit.
+    """
+
+    steps: int = 20
+    width: int = 1024
+    height: int = 1024
+    denoise: float = 1.0
+    denoise_mode: str = "ksampler"
+    shift: partial = partial(SHIFTS["flux2"])
+    spacing: str = "uniform"
+    terminal: float = 0.0
+
+    def __post_init__(self):
+        for name in ("steps", "width", "height", "denoise", "terminal"):
+            number(name, getattr(self, name), *LIMITS[name])
+        for name in ("width", "height"):
+            multiple_of_16(name, getattr(self, name))
+        one_of("denoise_mode", DENOISE_MODES, self.denoise_mode)
+        one_of("spacing", SPACINGS, self.spacing)
+        if 0.0 < self.denoise < SMALLEST_DENOISE:
+            raise expected("denoise", f"0.0, or between {SMALLEST_DENOISE} and 1.0", self.denoise)
+
+
+def multiple_of_16(name, value):
+    """Check that a side of a picture, in pixels, is whole tokens.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value % PIXELS_PER_TOKEN_SIDE:
+        raise expected(name, f"a multiple of {PIXELS_PER_TOKEN_SIDE}", value)
+
+
+def steps_made(steps, denoise, mode):
+    """How many steps a schedule is made of, and the first that is kept.
+
+    `ksampler` makes ⌊steps/denoise⌋ and keeps the last `steps` (ComfyUI's `KSampler.set_steps`); `strength` makes
+    `steps` and keeps the last min(steps·denoise, steps) (diffusers' `get_timesteps`); `sigma` keeps all.
+
+    Args:
+        steps: int.
+        denoise: above 0.0, at most 1.0.
+        mode: one of `DENOISE_MODES`.
+    Returns:
+        `(made, first)`, two ints.
+    """
+    if mode == "ksampler":
+        made = int(steps / denoise)
+        return made, made - steps
+    if mode == "strength":
+        return steps, int(max(steps - min(steps * denoise, steps), 0))
+    return steps, 0
+
+
+def make(schedule, tokens):
+    """The sigmas of a schedule, in the order of diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps`.
+
+    Even steps, shifted by mu, stretched to end at `terminal`, spaced anew between their first and last, and a 0.
+
+    Args:
+        schedule: a `Schedule`; its width and height are not read.
+        tokens: int, the number of 16×16 cells of the picture.
+    Returns:
+        `(sigmas, mu)`: float32 array [kept steps + 1], falling to 0.0 (empty when `denoise` is 0.0), and a float.
+    Raises:
+        ValueError: `terminal` is not below the first sigma, or the shift leaves sigmas that float32 cannot hold.
+    """
+    if schedule.denoise == 0.0:
+        return np.zeros(0, np.float32), schedule.shift(tokens, schedule.steps)
+    made, kept_from = steps_made(schedule.steps, schedule.denoise, schedule.denoise_mode)
+    mu = schedule.shift(tokens, made)
+    first = schedule.denoise if schedule.denoise_mode == "sigma" else 1.0
+    even_first = time_shift(first, -mu)
+
+    def stretched(index):
+        sigma = np.where(index == 0, first, time_shift(even_first * (made - index) / made, mu))
+        if not schedule.terminal or made == 1:
+            return sigma
+        if schedule.terminal >= first:
+            raise expected("terminal", f"below the first sigma ({first})", schedule.terminal)
+        return first - (first - sigma) * (first - schedule.terminal) / (first - time_shift(even_first / made, mu))
+
+    index = np.arange(kept_from, made)
+    space = SPACINGS[schedule.spacing]
+    sigmas = space(index, made, first, stretched(made - 1)) if space else stretched(index)
+    sigmas = np.append(sigmas, 0.0).astype(np.float32)
+    if not sigmas[:-1].all():
+        raise expected("steps", f"fewer: mu is {mu:.4g} for {made} steps, and sigmas so small vanish", schedule.steps)
+    return sigmas, mu
