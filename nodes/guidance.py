@@ -1,1 +1,275 @@
-NODES = []
+"""The guidance nodes: each adds one rule to the model."""
+
+from comfy_api.latest import io
+
+from ..guidance.adaptive import Adaptive
+from ..guidance.base_uncond import BaseUncond
+from ..guidance.cfg import CFG, SKIP_MODES, UNGUIDED, Constant, Curve, Diminishing, Interval, Skip
+from ..guidance.image import ImageCFG
+from ..guidance.renorm import MODES as RENORM_MODES
+from ..guidance.renorm import Renorm
+from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
+from ..guidance.skip_layer import SkipLayer, parse_layers
+from ..guidance.slerp import Slerp
+from ..guidance.zero_star import CFGZeroStar
+from .base_pass import with_base
+from .errors import names_itself
+from .sampling import with_rule
+from .skip_pass import block_counts
+
+CATEGORY = "KleinKit/guidance"
+
+
+def model_input(tooltip="The model to guide. Guidance nodes can be chained in any order."):
+    return io.Model.Input("model", tooltip=tooltip)
+
+
+def share(name, default, tooltip):
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
+SCHEDULES = {
+    "constant": lambda _: Constant(),
+    "interval": lambda values: Interval(values["start"], values["end"]),
+    "skip": lambda values: Skip(values["mode"], values["guided_ratio"]),
+    "diminishing": lambda values: Diminishing(values["cutoff"]),
+    "curve": lambda values: Curve.parse(values["scales"]),
+}
+
+
+@names_itself
+class KleinKitCFG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitCFG",
+            display_name="Klein CFG",
+            category=CATEGORY,
+            description="Schedules the sampler's cfg over the steps of the run. A step without guidance costs one pass.",
+            search_aliases=["cfg schedule", "guidance interval", "skip cfg", "cfg curve", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.DynamicCombo.Input("schedule", tooltip="Which steps are guided, and how strongly.", options=[
+                    io.DynamicCombo.Option("constant", []),
+                    io.DynamicCombo.Option("interval", [
+                        share("start", 0.0, "Guidance begins at this share of the steps."),
+                        share("end", 1.0, "Guidance ends before this share of the steps."),
+                    ]),
+                    io.DynamicCombo.Option("skip", [
+                        io.Combo.Input("mode", options=list(SKIP_MODES), default="late",
+                                       tooltip="Which steps go without guidance."),
+                        share("guided_ratio", 0.5, "The share of the steps that is guided."),
+                    ]),
+                    io.DynamicCombo.Option("diminishing", [
+                        io.Float.Input("cutoff", default=0.11, min=0.01, max=1.0, step=0.01,
+                                       tooltip="cfg falls to 1 until 1 − sigma reaches this, and stays there."),
+                    ]),
+                    io.DynamicCombo.Option("curve", [
+                        io.String.Input("scales", default="5, 3, 1",
+                                        tooltip="cfg values, stretched over the steps. The sampler's cfg is not used."),
+                    ]),
+                ]),
+                io.Combo.Input("unguided", options=list(UNGUIDED), default="conditional",
+                               tooltip="What a step without guidance returns: the positive prediction or the negative one. "
+                                       "One pass either way."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, schedule, unguided):
+        return io.NodeOutput(with_rule(model, CFG(SCHEDULES[schedule["schedule"]](schedule), unguided)))
+
+
+@names_itself
+class KleinKitCFGZeroStar(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitCFGZeroStar",
+            display_name="Klein CFG-Zero*",
+            category=CATEGORY,
+            description="CFG-Zero* as in its paper, in the space of velocities: scales the negative prediction, and skips the "
+                        "first steps entirely.",
+            search_aliases=["cfg zero star", "zero init", "optimized scale", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.Boolean.Input("optimized_scale", default=True,
+                                 tooltip="Scale the negative prediction to its projection on the positive one."),
+                io.Int.Input("zero_init_steps", default=1, min=0, max=10000,
+                             tooltip="The first steps with zero velocity: they cost no pass and leave the latent as it is. "
+                                     "0 is none. With 4 steps, one is a quarter of the run."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, optimized_scale, zero_init_steps):
+        return io.NodeOutput(with_rule(model, CFGZeroStar(optimized_scale, zero_init_steps)))
+
+
+@names_itself
+class KleinKitSkipLayerGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitSkipLayerGuidance",
+            display_name="Klein Skip-Layer Guidance",
+            category=CATEGORY,
+            description="Guides away from the prediction without some layers. Only the layers from the first skipped one on "
+                        "run again.",
+            search_aliases=["slg", "skip layer guidance", "stg", "perturbed attention", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.Float.Input("scale", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Strength; 0 is off."),
+                io.String.Input("double_layers", default="",
+                                tooltip="Double blocks to skip, such as `2` or `1-3`. Klein 4B has 0 to 4, 9B 0 to 7."),
+                io.String.Input("single_layers", default="9",
+                                tooltip="Single blocks to skip, such as `9` or `7-9, 12`. Klein 4B has 0 to 19, 9B 0 to 23. "
+                                        "Nobody has published tested layers for Klein."),
+                share("start", 0.0, "Begins at this share of the run's steps."),
+                share("end", 0.5, "Ends before this share of the run's steps."),
+                io.Combo.Input("mode", options=list(SKIP_LAYER_MODES), default="block",
+                               tooltip="Skip whole blocks, or only their attention (each place then sees itself alone)."),
+                share("rescale", 0.0, "Brings the result's contrast back towards the positive prediction's."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, scale, double_layers, single_layers, start, end, mode, rescale):
+        counts = block_counts(model.model)
+        return io.NodeOutput(with_rule(model, SkipLayer(
+            scale,
+            parse_layers("double_layers", double_layers, counts["double_block"]),
+            parse_layers("single_layers", single_layers, counts["single_block"]),
+            start, end, mode, rescale,
+        )))
+
+
+@names_itself
+class KleinKitRenorm(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitRenorm",
+            display_name="Klein Renorm",
+            category=CATEGORY,
+            description="Keeps the guided prediction as large as the positive one: less burn at high cfg. Costs no pass.",
+            search_aliases=["cfg renorm", "cfg rescale", "lumina renorm", "burn", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.Combo.Input("mode", options=list(RENORM_MODES), default="global",
+                               tooltip="One norm for the picture, for each place, or for each latent channel."),
+                share("strength", 1.0, "0 is off, 1 takes over the norm of the positive prediction."),
+                io.Boolean.Input("shrink_only", default=True, tooltip="Never enlarge the prediction."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, mode, strength, shrink_only):
+        return io.NodeOutput(with_rule(model, Renorm(mode, strength, shrink_only)))
+
+
+@names_itself
+class KleinKitSlerpCFG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitSlerpCFG",
+            display_name="Klein Slerp CFG",
+            category=CATEGORY,
+            description="Combines positive and negative along the arc between them instead of the line.",
+            search_aliases=["slerp", "spherical cfg", "flux2 klein"],
+            inputs=[model_input()],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        return io.NodeOutput(with_rule(model, Slerp()))
+
+
+@names_itself
+class KleinKitImageCFG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitImageCFG",
+            display_name="Klein Image CFG",
+            category=CATEGORY,
+            description="For edits: gives the reference image a guidance scale of its own. Above 1 the result stays closer to "
+                        "the reference. Costs one more pass; at 1 none.",
+            search_aliases=["image guidance", "edit", "reference", "instruct pix2pix", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.Float.Input("image_scale", default=1.0, min=0.0, max=100.0, step=0.1,
+                               tooltip="Scale of the reference image; 1 is plain CFG. Put ReferenceLatent behind the negative "
+                                       "prompt too."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, image_scale):
+        return io.NodeOutput(with_rule(model, ImageCFG(image_scale)))
+
+
+@names_itself
+class KleinKitBaseUncond(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitBaseUncond",
+            display_name="Klein Base Uncond",
+            category=CATEGORY,
+            description="Takes the negative prediction from another model: a fine-tuned model is guided better against the "
+                        "base it came from.",
+            search_aliases=["unconditional prior", "base model", "autoguidance", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.Model.Input("base_model", tooltip="The model that predicts the negative, of the same architecture. Both are "
+                                                     "in memory during the run."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, base_model):
+        return io.NodeOutput(with_base(with_rule(model, BaseUncond()), base_model))
+
+
+@names_itself
+class KleinKitAdaptiveGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitAdaptiveGuidance",
+            display_name="Klein Adaptive Guidance",
+            category=CATEGORY,
+            description="Stops guidance once positive and negative agree, and saves the negative pass from then on.",
+            search_aliases=["adaptive guidance", "skip cfg", "speed", "flux2 klein"],
+            inputs=[
+                model_input(),
+                io.Float.Input("threshold", default=0.99, min=-1.0, max=1.0, step=0.001,
+                               tooltip="Cosine between the two predictions from which on the steps are unguided."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, model, threshold):
+        return io.NodeOutput(with_rule(model, Adaptive(threshold)))
+
+
+NODES = [
+    KleinKitCFG,
+    KleinKitCFGZeroStar,
+    KleinKitSkipLayerGuidance,
+    KleinKitRenorm,
+    KleinKitSlerpCFG,
+    KleinKitImageCFG,
+    KleinKitBaseUncond,
+    KleinKitAdaptiveGuidance,
+]

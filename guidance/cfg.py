@@ -1,0 +1,135 @@
+"""Classifier-free guidance and its schedules."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from ..scheduler.checks import expected, steps_in_range
+from .rule import SCHEDULE, Rule
+
+SKIP_MODES = ("early", "late", "early_late", "middle", "alternate")
+UNGUIDED = {"conditional": 1.0, "unconditional": 0.0}
+
+
+def combine(cond, uncond, cfg):
+    """v_u + w (v_c − v_u), arXiv 2207.12598 in the form that ComfyUI and diffusers use.
+
+    Args:
+        cond, uncond: [B, …] predictions, of velocity or of x0.
+        cfg: w; 0 is the negative only, 0.5 the mean, 1 the positive only.
+    Returns:
+        [B, …].
+    """
+    return uncond + (cond - uncond) * cfg
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every step at the sampler's cfg."""
+
+    def cfg(self, step):
+        return step.cfg
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Guided while start·n ≤ i < end·n (Kynkäänniemi et al. 2024, arXiv 2404.07724; diffusers' guiders count so too)."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self):
+        steps_in_range(self.start, self.end, 1)
+
+    def cfg(self, step):
+        return step.cfg if step.index in steps_in_range(self.start, self.end, step.steps) else None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Guided in k = ⌊n·ratio⌋ of n steps, placed by `mode` (musubi-tuner's `cfg_skip_mode`)."""
+
+    mode: str = "late"
+    guided_ratio: float = 0.5
+
+    def __post_init__(self):
+        if self.mode not in SKIP_MODES:
+            raise expected("mode", f"one of {', '.join(SKIP_MODES)}", self.mode)
+        if not 0.0 <= self.guided_ratio <= 1.0:
+            raise expected("guided_ratio", "between 0.0 and 1.0", self.guided_ratio)
+
+    def cfg(self, step):
+        i, n = step.index, step.steps
+
+        def guided_before(steps):
+            # 0.29 · 100 is 28.999999999999996 in floating point; 29 steps are meant.
+            return math.floor(round(steps * self.guided_ratio, 9))
+
+        k = guided_before(n)
+        guided = {
+            "early": i >= n - k,
+            "late": i < k,
+            "early_late": (n - k) // 2 <= i < (n - k) // 2 + k,
+            "middle": not k // 2 <= i < k // 2 + n - k,
+            "alternate": guided_before(i + 1) > guided_before(i),
+        }[self.mode]
+        return step.cfg if guided else None
+
+
+@dataclass(frozen=True)
+class Diminishing:
+    """cfg falls linearly in t = 1 − σ to 1 at t = `cutoff`, then stays 1 (Step-Video-T2V, arXiv 2502.10248)."""
+
+    cutoff: float = 0.11
+
+    def __post_init__(self):
+        if not 0.0 < self.cutoff <= 1.0:
+            raise expected("cutoff", "above 0.0 and at most 1.0", self.cutoff)
+
+    def cfg(self, step):
+        return step.cfg + (1.0 - step.cfg) * min((1.0 - step.sigma) / self.cutoff, 1.0)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A list of scales stretched over the steps, linear between its points; the sampler's cfg is not used."""
+
+    scales: tuple[float, ...]
+
+    def __post_init__(self):
+        if not self.scales or not all(math.isfinite(scale) and 0.0 <= scale <= 100.0 for scale in self.scales):
+            raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", self.scales)
+
+    @classmethod
+    def parse(cls, text):
+        """The curve of a text such as "5, 3, 1"."""
+        try:
+            return cls(tuple(float(part) for part in text.split(",")))
+        except ValueError:
+            raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", text) from None
+
+    def cfg(self, step):
+        last = len(self.scales) - 1
+        position = step.index * last / (step.steps - 1) if step.steps > 1 else 0.0
+        return float(np.interp(position, range(last + 1), self.scales))
+
+
+@dataclass(frozen=True)
+class CFG(Rule):
+    """The sampler's cfg on a schedule; a step off the schedule is `unguided`, one pass either way."""
+
+    node: ClassVar[str] = "KleinKitCFG"
+    order: ClassVar[int] = SCHEDULE
+    schedule: Constant | Interval | Skip | Diminishing | Curve = Constant()
+    unguided: str = "conditional"
+
+    def __post_init__(self):
+        if self.unguided not in UNGUIDED:
+            raise expected("unguided", f"one of {', '.join(UNGUIDED)}", self.unguided)
+
+    def decide(self, step):
+        step = replace(step, unguided_cfg=UNGUIDED[self.unguided])
+        cfg = self.schedule.cfg(step)
+        return step.without_guidance() if cfg is None else replace(step, cfg=cfg)

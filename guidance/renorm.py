@@ -1,0 +1,62 @@
+"""The guided velocity brought back to the norm of the positive one."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ..scheduler.checks import expected
+from .rule import RENORM, Rule
+
+# The dimensions of [B, C, …] that one norm spans: a sample, all channels of a place, all places of a channel.
+MODES = {
+    "global": lambda ndim: tuple(range(1, ndim)),
+    "token": lambda ndim: (1,),
+    "channel": lambda ndim: tuple(range(2, ndim)),
+}
+
+
+def renorm(guided, cond, mode="global", strength=1.0, shrink_only=True):
+    """v scaled to ‖v_c‖ a sample, a token or a channel, blended by `strength` (Lumina-Image 2.0, arXiv 2503.21758).
+
+    Args:
+        guided, cond: [B, C, …] velocities.
+        mode: "global", "token" or "channel".
+        strength: 0 leaves v as it is, 1 gives it v_c's norm.
+        shrink_only: never enlarge.
+    Returns:
+        [B, C, …]; v where its norm is 0.
+    """
+    dims = MODES[mode](guided.ndim)
+    norm = torch.linalg.vector_norm(guided, dim=dims, keepdim=True)
+    target = torch.linalg.vector_norm(cond, dim=dims, keepdim=True)
+    factor = torch.where(norm > 0, target / norm, torch.ones_like(norm))
+    if shrink_only:
+        factor = factor.clamp_max(1.0)
+    return guided * (1.0 + strength * (factor - 1.0))
+
+
+@dataclass(frozen=True)
+class Renorm(Rule):
+    """Keep the guided velocity as large as the positive one."""
+
+    node: ClassVar[str] = "KleinKitRenorm"
+    order: ClassVar[int] = RENORM
+    mode: str = "global"
+    strength: float = 1.0
+    shrink_only: bool = True
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise expected("mode", f"one of {', '.join(MODES)}", self.mode)
+        if not 0.0 <= self.strength <= 1.0:
+            raise expected("strength", "between 0.0 and 1.0", self.strength)
+
+    def needs(self, step):
+        return ("cond",) if step.guided and self.strength > 0.0 else ()
+
+    def transform(self, velocities, step):
+        v = velocities
+        if self.strength == 0.0 or v.guided is v.cond:
+            return v
+        return replace(v, guided=renorm(v.guided, v.cond, self.mode, self.strength, self.shrink_only))

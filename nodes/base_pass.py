@@ -1,0 +1,63 @@
+"""The negative pass on another model."""
+
+from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import CallbacksMP, WrappersMP, merge_nested_dicts
+from comfy.samplers import calc_cond_batch
+
+from .sampling import run_of
+
+BASE = "kleinkit_base"
+
+
+def with_base(model, base):
+    """A model whose negative passes run on `base`, which ComfyUI loads and frees together with it.
+
+    Args:
+        model: a clone that is ours to change.
+        base: another `ModelPatcher` of the same architecture.
+    Returns:
+        `model`.
+    Raises:
+        ValueError: another architecture, or the same weights under other patches.
+    """
+    architecture, other = (m.model.model_config.unet_config | {"dtype": None} for m in (model, base))
+    if type(model.model) is not type(base.model) or architecture != other:
+        raise ValueError(f"Expected `base_model` to be of the same architecture as `model` "
+                         f"({describe(model)}), but got {describe(base)}.")
+    if base.is_clone(model):
+        raise ValueError("Expected `base_model` to be loaded from a file of its own, but got the weights of `model` again: "
+                         "put the base model's file into a second loader.")
+    model.set_additional_models(BASE, [base])
+    if not model.get_wrappers(WrappersMP.CALC_COND_BATCH, BASE):
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, BASE, calc_cond_batch_with_base)
+        model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, BASE, lambda patcher: base_of(patcher).pre_run())
+        model.add_callback_with_key(CallbacksMP.ON_CLEANUP, BASE, lambda patcher: base_of(patcher).cleanup())
+    return model
+
+
+def base_of(patcher):
+    return patcher.get_additional_models_with_key(BASE)[0]
+
+
+def describe(model):
+    config = model.model.model_config.unet_config
+    return f"{type(model.model).__name__} of hidden size {config.get('hidden_size')}, text width {config.get('context_in_dim')}"
+
+
+def calc_cond_batch_with_base(executor, model, conds, x, timestep, model_options):
+    """ComfyUI's batch of passes, its negative taken out and run on the base model."""
+    run = run_of(model_options)
+    alone = run is not None and run.step is not None and run.step.passes == ("uncond",)
+    index = 0 if alone else 1
+    if index >= len(conds) or conds[index] is None:
+        return executor(model, conds, x, timestep, model_options)
+    base = base_of(model.current_patcher)
+    options = create_model_options_clone(base.model_options)
+    transformer_options = options.setdefault("transformer_options", {})
+    transformer_options["sample_sigmas"] = model_options["transformer_options"]["sample_sigmas"]
+    merge_nested_dicts(transformer_options.setdefault("wrappers", {}), base.wrappers, copy_dict1=False)
+    # Hooks of a conditioning are registered on the model they were made for, not on the base.
+    negative = [{key: value for key, value in cond.items() if key != "hooks"} for cond in conds[index]]
+    out = list(executor(model, [None if i == index else cond for i, cond in enumerate(conds)], x, timestep, model_options))
+    out[index] = calc_cond_batch(base.model, [negative], x, timestep, options)[0]
+    return out

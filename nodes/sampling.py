@@ -1,0 +1,186 @@
+"""How the rules of `guidance` run inside ComfyUI: one function a hook point, shared by all nodes."""
+
+import logging
+from dataclasses import dataclass, field, replace
+
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..guidance import stack
+from ..guidance.distilled import Distilled
+from ..guidance.plan import plan_step, step_index
+from ..guidance.rule import PASSES, Step, Velocities
+from ..guidance.skip_layer import SkipLayer
+from .skip_pass import block_counts, capture_entry, entry_is_certain, skip_options
+
+RULES = "kleinkit_rules"
+RUN = "kleinkit_run"
+KEY = "kleinkit"
+
+
+@dataclass
+class Run:
+    """What one sampling run knows; it lives in the run's own copy of `model_options`."""
+
+    sigmas: list
+    step: Step | None = None
+    index: int | None = None
+    model_options: dict | None = None
+    observed: dict = field(default_factory=dict)
+    entry: list = field(default_factory=list)
+    calls: dict = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
+    warned: set = field(default_factory=set)
+
+    def warn(self, sentence):
+        if sentence not in self.warned:
+            self.warned.add(sentence)
+            logging.warning("KleinKit: %s", sentence)
+
+
+def with_rule(model, rule):
+    """A clone of the model that carries one more rule, and the hooks that run the rules.
+
+    Args:
+        model: ComfyUI's `ModelPatcher`.
+        rule: a `guidance.rule.Rule`.
+    Returns:
+        The clone.
+    Raises:
+        ValueError: not a flow matching model, or a rule that the ones before exclude.
+    """
+    if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+        raise ValueError(f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got "
+                         f"{type(model.model).__name__}, which predicts noise.")
+    rules, replaced = stack.add(model.model_options.get(RULES, ()), rule)
+    if replaced:
+        logging.info("KleinKit: the model passes %s twice, the later one counts.", rule.node)
+    model = model.clone()
+    model.model_options[RULES] = rules
+    for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
+        if not model.get_wrappers(kind, KEY):
+            model.add_wrapper_with_key(kind, KEY, hook)
+    if guide not in model.model_options.get("sampler_post_cfg_function", ()):
+        model.set_model_sampler_post_cfg_function(guide)
+    return model
+
+
+def run_of(model_options):
+    return model_options.get("transformer_options", {}).get(RUN)
+
+
+def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
+    """Begin a run, and say at its end what really ran."""
+    options = extra_args["model_options"]
+    run = Run(sigmas.tolist())
+    options["transformer_options"] = {**options.get("transformer_options", {}), RUN: run}
+    try:
+        return executor(guider, sigmas, extra_args, *args, **kwargs)
+    finally:
+        options["transformer_options"].pop(RUN, None)
+        ran = ", ".join(f"{name} {count}" for name, count in run.calls.items() if count)
+        logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, sum(run.calls.values()),
+                     ran or "none", ", ".join(rule.node for rule in options[RULES]))
+
+
+def predict_noise(executor, x, timestep, model_options={}, seed=None):
+    """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
+    run, guider = run_of(model_options), executor.class_obj
+    rules = model_options.get(RULES, ())
+    if run is None or not rules:
+        return executor(x, timestep, model_options, seed)
+
+    # The sigma and what the rules observed come to the host together: one synchronisation a call.
+    names = list(run.observed)
+    sigma, *seen = torch.stack([timestep.flatten()[0].float(), *(run.observed[name] for name in names)]).tolist()
+    run.index = step_index(sigma, run.sigmas, run.index)
+    step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, guider.cfg, dict(zip(names, seen)))
+    if any(isinstance(rule, Distilled) for rule in rules) and guider.cfg > 1.0:
+        run.warn(f"cfg {guider.cfg:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of "
+                 "KleinKitLoader to `allow`.")
+    run.step, run.model_options = step, model_options
+    run.entry.clear()
+    if step.zero:
+        return x.clone()
+
+    conds = guider.conds
+    if "negative" not in conds and step.passes != ("cond",):
+        run.warn("this guider has no negative, so the guidance that needs one is left out.")
+        step = run.step = replace(step, cfg=1.0, passes=tuple(p for p in step.passes if p in ("cond", "skip")) or ("cond",))
+    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise and step.cfg != guider.cfg:
+        run.warn(f"{type(guider).__name__} has scales of its own, so schedules of cfg have no effect in it.")
+
+    options = model_options
+    if "skip" in step.passes:
+        rule = next(rule for rule in rules if isinstance(rule, SkipLayer))
+        if entry_is_certain(conds, model_options):
+            options = capture_entry(options, rule, run.entry)
+    if "uncond" in step.passes and step.cfg == 1.0:
+        options = {**options, "disable_cfg1_optimization": True}
+
+    cfg = guider.cfg
+    try:
+        guider.cfg = step.cfg
+        if step.passes == ("uncond",):
+            # The negative takes the positive's place: one pass, and every other hook sees a run at cfg 1.
+            guider.conds = {**conds, "positive": conds["negative"]}
+            guider.cfg = 1.0
+        return executor(x, timestep, options, seed)
+    finally:
+        guider.cfg, guider.conds = cfg, conds
+        run.entry.clear()
+
+
+def guide(args):
+    """Apply the rules to the predictions of a step, as a difference to what the sampler made of them."""
+    run, rules = run_of(args["model_options"]), args["model_options"].get(RULES, ())
+    if run is None or run.step is None:
+        return args["denoised"]
+    step, x = run.step, args["input"]
+    if step.passes == ("uncond",):
+        run.calls["uncond"] += 1
+        return args["denoised"]
+    ran_uncond = args["uncond"] is not None
+    run.calls["cond"] += 1
+    run.calls["uncond"] += ran_uncond
+
+    def velocity(denoised):
+        return None if denoised is None else x - denoised
+
+    velocities = Velocities(
+        x,
+        cond=velocity(args["cond_denoised"]),
+        uncond=velocity(args["uncond_denoised"]) if ran_uncond else None,
+        image=velocity(image_pass(args, run)) if "image" in step.passes else None,
+        skip=velocity(skip_pass(args, run, rules)) if "skip" in step.passes else None,
+    )
+    # Another pack may have changed the scale after the plan: what the sampler used is what counts.
+    step = replace(step, cfg=float(args["cond_scale"]) if ran_uncond else 1.0)
+    for rule in rules:
+        observation = rule.observe(velocities)
+        if observation is not None:
+            run.observed[rule.node] = observation
+    guided = stack.guide(rules, velocities, step)
+    if guided is None:
+        return args["denoised"]
+    return args["denoised"] - (guided - stack.combined(velocities, step).guided)
+
+
+def skip_pass(args, run, rules):
+    """x0 of the positive with layers skipped."""
+    rule = next(rule for rule in rules if isinstance(rule, SkipLayer))
+    run.calls["skip"] += 1
+    options = skip_options(run.model_options, rule, run.entry, block_counts(args["model"]))
+    return comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)[0]
+
+
+def image_pass(args, run):
+    """x0 of the negative without its reference latents."""
+    if not any("ref_latents" in cond["model_conds"] for cond in args["uncond"]):
+        raise ValueError("KleinKitImageCFG: Expected the negative conditioning to carry reference latents, but got none; "
+                         "put ReferenceLatent behind the negative prompt too.")
+    without = [{**cond, "model_conds": {k: v for k, v in cond["model_conds"].items() if not k.startswith("ref_latents")}}
+               for cond in args["uncond"]]
+    run.calls["image"] += 1
+    return comfy.samplers.calc_cond_batch(args["model"], [None, without], args["input"], args["sigma"], run.model_options)[1]

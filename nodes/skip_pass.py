@@ -1,0 +1,113 @@
+"""The skip pass runs only the model's tail.
+
+Until the first skipped block it equals the positive pass, so the positive's hidden states are kept at the entry of that
+block and the skip pass starts there. ComfyUI's block replacements do both; the blocks themselves stay untouched.
+"""
+
+from comfy.model_patcher import set_model_options_patch_replace
+
+STATES = ("img", "txt")
+
+
+def block_counts(model):
+    """How many blocks of each kind a model has, in the order in which it runs them.
+
+    Args:
+        model: ComfyUI's `BaseModel`.
+    Returns:
+        `{"double_block": 5, "single_block": 20}` for Klein 4B.
+    Raises:
+        ValueError: the model is not built of such blocks.
+    """
+    transformer = model.diffusion_model
+    double = getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None)
+    if not double:
+        raise ValueError(f"Expected `model` to be made of double and single blocks, as FLUX.2 [klein] is, but got "
+                         f"{type(model).__name__}.")
+    return {"double_block": len(double), "single_block": len(getattr(transformer, "single_blocks", None) or ())}
+
+
+def entry_is_certain(conds, model_options):
+    """Whether the positive's rows in the model's batch are known for sure: one positive, whole, in one process."""
+    positive = conds["positive"]
+    return (len(positive) == 1 and "area" not in positive[0] and "mask" not in positive[0]
+            and "context_handler" not in model_options and "multigpu_clones" not in model_options)
+
+
+def replacement(model_options, block):
+    return model_options["transformer_options"].get("patches_replace", {}).get("dit", {}).get(block)
+
+
+def replace_block(model_options, block, patch):
+    return set_model_options_patch_replace({**model_options}, patch, "dit", *block)
+
+
+def capture_entry(model_options, rule, entry):
+    """Options of a positive pass that keeps its hidden states at the entry of the first skipped block.
+
+    Args:
+        model_options: of the run.
+        rule: `SkipLayer`.
+        entry: a list that gets `{"img": …, "txt": …}` of the positive's rows, once.
+    """
+    block = rule.layers[0]
+    before = replacement(model_options, block)
+
+    def capture(args, extra):
+        chunks = args["transformer_options"]["cond_or_uncond"]
+        if 0 in chunks and not entry:
+            rows = args["img"].shape[0] // len(chunks)
+            first = chunks.index(0) * rows
+            # Blocks work in place, so the rows are copied.
+            entry.append({name: args[name][first:first + rows].clone() for name in STATES if name in args})
+        return before(args, extra) if before else extra["original_block"](args)
+
+    return replace_block(model_options, block, capture)
+
+
+def skip_options(model_options, rule, entry, counts):
+    """Options of the skip pass: the tail alone when `entry` holds the hidden states, else the whole pass.
+
+    Args:
+        model_options: of the run, without `capture_entry`.
+        rule: `SkipLayer`.
+        entry: what `capture_entry` kept; it is used up.
+        counts: `block_counts` of the model.
+    """
+    changed = {block: without_attention(replacement(model_options, block)) if rule.mode == "attention" else skip
+               for block in rule.layers}
+    if entry:
+        first = rule.layers[0]
+        prefix = [(kind, i) for kind, count in counts.items() for i in range(count)]
+        state, run_first = entry.pop(), changed[first]
+        changed |= dict.fromkeys(prefix[:prefix.index(first)], skip)
+        changed[first] = lambda args, extra: run_first({**args, **state}, extra)
+    for block, patch in changed.items():
+        model_options = replace_block(model_options, block, patch)
+    return model_options
+
+
+def skip(args, extra):
+    return args
+
+
+def without_attention(before):
+    """A replacement that runs its block with an attention that looks at nothing but the place itself."""
+
+    def patch(args, extra):
+        options = {**args["transformer_options"], "optimized_attention_override": values_only}
+        args = {**args, "transformer_options": options}
+        return before(args, extra) if before else extra["original_block"](args)
+
+    return patch
+
+
+def values_only(attention, q, k, v, heads, *args, skip_reshape=False, skip_output_reshape=False, **kwargs):
+    """Attention whose map is the identity: it returns the values (PAG, arXiv 2403.17377; STG, arXiv 2411.18664)."""
+    if q.shape != v.shape:
+        return attention(q, k, v, heads, *args, skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape, **kwargs)
+    if skip_reshape == skip_output_reshape:
+        return v
+    if skip_reshape:
+        return v.transpose(1, 2).flatten(2)
+    return v.unflatten(2, (heads, -1)).transpose(1, 2)
