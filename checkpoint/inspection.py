@@ -9,7 +9,7 @@ from pathlib import Path
 from .header import CheckpointError, read_header
 
 MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
-KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL", "FLUX.2's VAE"
+KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE, TAEF2 = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL", "FLUX.2's VAE", "TAEF2"
 
 # (double blocks, single blocks, hidden size): black-forest-labs' configurations.
 KLEIN_SIZES = {(5, 20, 3072): "4B", (8, 24, 4096): "9B"}
@@ -48,7 +48,7 @@ class Part:
     """One model inside a file.
 
     role: `MODEL`, `TEXT_ENCODER` or `VAE`.
-    architecture: `KLEIN`, `QWEN3`, `QWEN3_VL`, `FLUX2_VAE`, or the name of what it is instead.
+    architecture: `KLEIN`, `QWEN3`, `QWEN3_VL`, `FLUX2_VAE`, `TAEF2`, or the name of what it is instead.
     prefix: what its keys begin with in the file.
     weights: the dtype or quantisation of most of its bytes.
     bytes: of its tensors.
@@ -92,7 +92,7 @@ class Checkpoint:
     parts: dict
 
     def what(self, role):
-        """In words, what the file is, for someone who expected the role: "FLUX.1", "a LoRA", "Qwen3 of width 2560"."""
+        """In words, what the file is, for someone who expected the role: "FLUX.1 (a diffusion model)", "a LoRA"."""
         part = self.parts.get(role) or next(iter(self.parts.values()), None)
         if part is None:
             return "a LoRA" if any(".lora_" in key for key in self.tensors) else "nothing that KleinKit knows"
@@ -100,7 +100,9 @@ class Checkpoint:
             return part.architecture
         if part.architecture == KLEIN:
             return f"{KLEIN} {part.size}"
-        return f"{part.architecture} of width {part.width}" if part.width else f"{part.architecture} (a {part.role})"
+        if part.role == TEXT_ENCODER and part.width:
+            return f"{part.architecture} of width {part.width} and {part.layers[0]} layers"
+        return f"{part.architecture} (a {part.role})"
 
 
 def inspect(*files, name=None):
@@ -126,6 +128,25 @@ def inspect(*files, name=None):
         formats |= _formats(header)
     parts = (_model(tensors, formats), _text_encoder(tensors, formats), _vae(tensors, formats))
     return Checkpoint(name or files[0].name, files, tensors, metadata, {part.role: part for part in parts if part})
+
+
+def inspect_taef2(encoder, decoder):
+    """`Checkpoint` of TAEF2, the small VAE for FLUX.2, which lies in two files.
+
+    Raises:
+        CheckpointError: a file is damaged, or is another model's.
+    """
+    headers = [read_header(encoder), read_header(decoder)]
+    # TAEF2 has 32 channels before the 2×2 patching, and a pool in its middle blocks (comfy/taesd/taesd.py).
+    for header, key, axis, pool in zip(headers, ("14.weight", "1.weight"), (0, 1), ("11.pool.0.weight", "3.pool.0.weight"),
+                                       strict=True):
+        tensor = header.tensors.get(key)
+        if tensor is None or len(tensor.shape) != 4 or tensor.shape[axis] != 32 or pool not in header.tensors:
+            raise CheckpointError(f"{header.path.name} is not {TAEF2}'s ({header.path}).")
+    tensors = {f"{side}.{key}": tensor for side, header in zip(("encoder", "decoder"), headers, strict=True)
+               for key, tensor in header.tensors.items()}
+    part = _part(tensors, {}, VAE, TAEF2, "", width=32)
+    return Checkpoint("taef2", (Path(encoder), Path(decoder)), tensors, {}, {VAE: part})
 
 
 def _part(tensors, formats, role, architecture, prefix, **found):

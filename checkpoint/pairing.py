@@ -1,50 +1,54 @@
 """Which text encoder and VAE fit a Klein: told from headers, before any weight is read."""
 
 from .header import CheckpointError
-from .inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TEXT_ENCODER, VAE
+from .inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TAEF2, TEXT_ENCODER, VAE
+from .klein import check_tensors
 from .qwen3 import LAYERS_READ
 
 # Klein reads three hidden states of its text encoder, side by side.
 STATES = 3
-# By hidden size, in the order of preference: the names that Comfy-Org publishes.
+# The names that Comfy-Org publishes, best first; text encoders by their hidden size.
 OFFICIAL_ENCODERS = {2560: ("qwen_3_4b", "qwen_3_4b_fp8mixed", "qwen_3_4b_fp4_flux2"),
                      4096: ("qwen_3_8b", "qwen_3_8b_fp8mixed", "qwen_3_8b_fp4mixed")}
 OFFICIAL_VAES = ("flux2-vae", "full_encoder_small_decoder")
 
 
 def check_model(checkpoint):
-    """Refuse what is not a Klein.
+    """Refuse what is not a whole Klein.
 
     Raises:
-        CheckpointError: names the file and what it is.
+        CheckpointError: names the file and what it is, or what it lacks.
     """
     part = checkpoint.parts.get(MODEL)
     if part is None or part.architecture != KLEIN:
         raise CheckpointError(f"Expected `diffusion_model` to be a {KLEIN}, but {checkpoint.name} is {checkpoint.what(MODEL)}.")
+    check_tensors(checkpoint)
     if part.text_width % STATES:
         raise CheckpointError(f"{checkpoint.name} is damaged: its text input is {part.text_width} wide, not {STATES} × a hidden size.")
 
 
-def encoder_fits(model, checkpoint):
-    """Whether a text encoder's three hidden states fill the Klein's text input."""
-    part = checkpoint.parts.get(TEXT_ENCODER)
-    return (part is not None and part.architecture in (QWEN3, QWEN3_VL) and part.layers[0] >= LAYERS_READ
+def fits(model, role, checkpoint):
+    """Whether a file holds the text encoder or the VAE of a Klein.
+
+    Args:
+        model: the Klein's `Checkpoint`.
+        role: `TEXT_ENCODER`: its three hidden states fill the text input; or `VAE`: FLUX.2's, which every Klein uses.
+    """
+    part = checkpoint.parts.get(role)
+    if part is None:
+        return False
+    if role == VAE:
+        return part.architecture in (FLUX2_VAE, TAEF2)
+    return (part.architecture in (QWEN3, QWEN3_VL) and part.layers[0] >= LAYERS_READ
             and STATES * part.width == model.parts[MODEL].text_width)
 
 
-def vae_fits(model, checkpoint):
-    """Whether a VAE is FLUX.2's, which every Klein uses."""
-    part = checkpoint.parts.get(VAE)
-    return part is not None and part.architecture == FLUX2_VAE
-
-
 def rank(model, checkpoint):
-    """Sort key of the files that fit: plain Qwen3 first, then the official names, then the shortest name."""
+    """Sort key of the files that fit: Qwen3-VL and TAEF2 last, the official names first, then the shortest name."""
     stem = checkpoint.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
     official = (*official_encoders(model), *OFFICIAL_VAES)
-    part = checkpoint.parts.get(TEXT_ENCODER)
-    return (part is not None and part.architecture == QWEN3_VL,
-            official.index(stem) if stem in official else len(official), len(checkpoint.name), checkpoint.name)
+    last = any(part.architecture in (QWEN3_VL, TAEF2) for part in checkpoint.parts.values())
+    return last, official.index(stem) if stem in official else len(official), len(checkpoint.name), checkpoint.name
 
 
 def official_encoders(model):
@@ -52,7 +56,7 @@ def official_encoders(model):
     return OFFICIAL_ENCODERS.get(model.parts[MODEL].text_width // STATES, ())
 
 
-def misfit(model, role, checkpoint, fitting):
+def misfit(model, role, checkpoint, fitting, damaged=()):
     """The error for a text encoder or VAE that does not fit, or for none that does.
 
     Args:
@@ -60,6 +64,7 @@ def misfit(model, role, checkpoint, fitting):
         role: `TEXT_ENCODER` or `VAE`.
         checkpoint: the file that was given, or None when none was found.
         fitting: names of the installed files that fit.
+        damaged: errors of installed files that could not be read.
     Returns:
         `CheckpointError` that says what was given, what is needed, and which file to use.
     """
@@ -70,10 +75,13 @@ def misfit(model, role, checkpoint, fitting):
                  f"for {model.name} ({KLEIN} {klein.size}, text input {klein.text_width} wide)")
     else:
         name, folder, official = "vae", "vae", OFFICIAL_VAES
-        needs = f"{FLUX2_VAE} (32 latent channels and `bn.running_mean`) or taef2, for {model.name}"
-    given = f"{checkpoint.name} is {checkpoint.what(role)}" if checkpoint else "none is installed"
+        needs = f"{FLUX2_VAE} (32 latent channels and `bn.running_mean`) or {TAEF2} for {model.name}"
+    if checkpoint:
+        given = f"{checkpoint.name} is {checkpoint.what(role)}"
+    else:
+        given = "none is installed" + "".join(f" ({error})" for error in damaged[:1])
     if fitting:
-        remedy = f"these fit: {', '.join(sorted(fitting))}"
+        remedy = f"these fit: {', '.join(fitting)}"
     elif official:
         remedy = f"put {official[0]}.safetensors into models/{folder}"
     else:

@@ -1,0 +1,74 @@
+"""A Klein in diffusers' layout: a folder with `model_index.json`, and a transformer, a text encoder and a VAE in subfolders."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .header import CheckpointError
+from .inspection import MODEL, TEXT_ENCODER, VAE, inspect
+
+LARGEST_JSON = 4 * 1024**2
+SUBFOLDERS = {MODEL: ("transformer", "diffusion_pytorch_model"), TEXT_ENCODER: ("text_encoder", "model"),
+              VAE: ("vae", "diffusion_pytorch_model")}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A diffusers folder: `Checkpoint` by role, and what `model_index.json` says of the variant (None: nothing)."""
+
+    parts: dict
+    is_distilled: bool | None
+
+
+def inspect_folder(folder):
+    """Tell what a diffusers folder holds, from its JSON files and the headers of its safetensors files.
+
+    Args:
+        folder: with `model_index.json` in it.
+    Returns:
+        `Folder`.
+    Raises:
+        CheckpointError: the folder is not a Klein's, or a file is missing or damaged.
+    """
+    folder = Path(folder)
+    index = _json(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or not pipeline.startswith("Flux2Klein"):
+        raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, not for FLUX.2 [klein] ({folder}).")
+    parts = {role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}")
+             for role, (subfolder, stem) in SUBFOLDERS.items()}
+    says = index.get("is_distilled")
+    if not isinstance(says, bool):
+        says = True if pipeline == "Flux2KleinKVPipeline" else None
+    return Folder(parts, says)
+
+
+def _json(path):
+    try:
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_JSON + 1)
+        content = json.loads(text) if len(text) <= LARGEST_JSON else None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent.name} has no {path.name} ({path}).") from None
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror} ({path}).") from error
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} is damaged: it is not a JSON object of at most {LARGEST_JSON} bytes ({path}).")
+    return content
+
+
+def _shards(folder, stem):
+    """The safetensors files of one model: those that its index names, or its only one."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.exists():
+        return [folder / f"{stem}.safetensors"]
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{index.name} is damaged: it has no weight_map ({index}).")
+    for shard in shards.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+            raise CheckpointError(f"{index.name} names {str(shard)[:80]!r}, which is not a file beside it ({index}).")
+    return [folder / shard for shard in sorted(set(shards.values()))]

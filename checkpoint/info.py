@@ -1,0 +1,39 @@
+"""What was loaded and why, as one paragraph to read."""
+
+from .inspection import MODEL, TEXT_ENCODER, VAE
+from .qwen3 import LAYERS_READ
+
+
+def gigabytes(size):
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def paragraph(model, encoder, vae, variant, *, trim, ignore_cfg, chosen):
+    """Describe what the loader loaded.
+
+    Args:
+        model, encoder, vae: the `Checkpoint`s.
+        variant: the model's `Variant`.
+        trim: whether the text encoder is trimmed.
+        ignore_cfg: whether a cfg above 1 counts as 1 on a distilled model.
+        chosen: roles that `auto` chose.
+    Returns:
+        One paragraph.
+    """
+    klein, text, picture = model.parts[MODEL], encoder.parts[TEXT_ENCODER], vae.parts[VAE]
+    by = {role: " (chosen by auto)" if role in chosen else "" for role in (TEXT_ENCODER, VAE)}
+    layers = text.layers[0]
+    sentences = [
+        f"{model.name} is {klein.architecture} {klein.size}, {klein.weights}, {gigabytes(klein.bytes)}.",
+        f"Variant: {variant.name}, {variant.reason}; {variant.steps} steps and cfg {variant.cfg:g}.",
+    ]
+    if variant.kv:
+        sentences.append("For edits put ComfyUI's FluxKVCache node behind the model.")
+    if variant.distilled and ignore_cfg:
+        sentences.append("A cfg above 1 counts as 1.")
+    if not variant.distilled:
+        sentences.append("ComfyUI's own templates take 20 steps and cfg 5, which is faster.")
+    sentences.append(f"Text encoder: {encoder.name}{by[TEXT_ENCODER]}, {text.architecture} of width {text.width}, {text.weights}, "
+                     + (f"{LAYERS_READ} of its {layers} layers." if trim and layers > LAYERS_READ else f"all {layers} layers."))
+    sentences.append(f"VAE: {vae.name}{by[VAE]}, {picture.architecture}, {picture.weights}.")
+    return " ".join(sentences)
