@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import importlib.util
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,8 @@ def _load(name, path):
     return module
 
 
-# `kleinkit.guidance`, `.scheduler`, `.checkpoint` and `.nano` import without ComfyUI: the package's own __init__ is not run.
-_package = types.ModuleType("kleinkit")
-_package.__path__ = [str(ROOT)]
-sys.modules.setdefault("kleinkit", _package)
 tasks = _load("kleinkit_tasks", ROOT / "tasks.py")
+tasks.as_package()
 
 
 def pytest_collection_finish():
