@@ -1,0 +1,77 @@
+"""safetensors files for tests, written straight from a table of shapes: holes take no room on disk."""
+
+import json
+import math
+import struct
+
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8}
+
+
+def write(path, tensors, metadata=None, filled=None):
+    """Write a safetensors file of zeros.
+
+    Args:
+        path: where; its folder is made.
+        tensors: `{name: (dtype, shape)}`, laid out in this order.
+        metadata: strings for the header.
+        filled: `{name: bytes}` of the tensors that are not zeros.
+    Returns:
+        The path.
+    """
+    header, end = {"__metadata__": metadata} if metadata else {}, 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, content in (filled or {}).items():
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(content)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype="BF16", prefix=""):
+    """`{name: (dtype, shape)}` of a FLUX.2 [klein] transformer; as given, of the 4B."""
+    shapes = {"img_in": (hidden, 128), "txt_in": (hidden, text_width), "time_in.in_layer": (hidden, 256),
+              "time_in.out_layer": (hidden, hidden), "double_stream_modulation_img.lin": (6 * hidden, hidden),
+              "double_stream_modulation_txt.lin": (6 * hidden, hidden), "single_stream_modulation.lin": (3 * hidden, hidden),
+              "final_layer.adaLN_modulation.1": (2 * hidden, hidden), "final_layer.linear": (128, hidden)}
+    norms = {}
+    for i in range(double_blocks):
+        for stream in ("img", "txt"):
+            block = f"double_blocks.{i}.{stream}"
+            shapes |= {f"{block}_attn.qkv": (3 * hidden, hidden), f"{block}_attn.proj": (hidden, hidden),
+                       f"{block}_mlp.0": (6 * hidden, hidden), f"{block}_mlp.2": (hidden, 3 * hidden)}
+            norms |= {f"{block}_attn.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
+    for i in range(single_blocks):
+        shapes |= {f"single_blocks.{i}.linear1": (9 * hidden, hidden), f"single_blocks.{i}.linear2": (hidden, 4 * hidden)}
+        norms |= {f"single_blocks.{i}.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
+    shapes = {name + ".weight": shape for name, shape in shapes.items()} | norms
+    return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
+
+
+def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, dtype="BF16", prefix="model."):
+    """`{name: (dtype, shape)}` of a Qwen3; as given, of the 4B."""
+    shapes = {"embed_tokens.weight": (151936, hidden)}
+    for i in range(layers):
+        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in {
+            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+            "self_attn.q_norm": (128,), "self_attn.k_norm": (128,),
+            "self_attn.q_proj": (heads * 128, hidden), "self_attn.k_proj": (kv_heads * 128, hidden),
+            "self_attn.v_proj": (kv_heads * 128, hidden), "self_attn.o_proj": (hidden, heads * 128),
+            "mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden), "mlp.down_proj": (hidden, intermediate),
+        }.items()}
+    shapes["norm.weight"] = (hidden,)
+    return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
+
+
+def flux2_vae(channels=32, prefix=""):
+    """Enough of `{name: (dtype, shape)}` of a VAE to tell which it is: 32 channels FLUX.2's, 16 FLUX.1's, 4 SDXL's."""
+    tensors = {"decoder.conv_in.weight": ("F32", (512, channels, 3, 3)), "encoder.conv_out.weight": ("F32", (2 * channels, 512, 3, 3))}
+    if channels == 32:
+        tensors["bn.running_mean"] = ("F32", (128,))
+    return {prefix + name: entry for name, entry in tensors.items()}

@@ -1,0 +1,105 @@
+"""One sampling run in the real ComfyUI, and the same run by diffusers' transformer, on the same weights."""
+
+import torch
+
+TEXT_TOKENS = 512
+
+
+def embeddings(text_width, seed, batch=1):
+    """A conditioning that stands for a prompt: [batch, 512, text_width] float32, a tenth of noise."""
+    return torch.randn(batch, TEXT_TOKENS, text_width, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def latent_noise(height, width, batch=1, seed=7):
+    """Noise of a picture of height × width pixels: [batch, 128, height/16, width/16]."""
+    return torch.randn(batch, 128, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
+
+
+def conditioning(tensor, **values):
+    return [[tensor, values]]
+
+
+def comfy_run(model, sigmas, noise, positive, negative, cfg, sampler="euler", latent=None, **kwargs):
+    """Sample with ComfyUI's own `comfy.samplers.sample`, as KSampler and SamplerCustom do.
+
+    Args:
+        model: `ModelPatcher`.
+        sigmas: [n + 1] float32.
+        noise: [B, 128, H/16, W/16].
+        positive, negative: ComfyUI conditionings.
+        cfg: of the sampler.
+        sampler: a name of ComfyUI's list, or a sampler object.
+    Returns:
+        The latent, [B, 128, H/16, W/16].
+    """
+    import comfy.samplers
+
+    if isinstance(sampler, str):
+        sampler = comfy.samplers.sampler_object(sampler)
+    latent = torch.zeros_like(noise) if latent is None else latent
+    return comfy.samplers.sample(model, noise, positive, negative, cfg, model.load_device, sampler, sigmas,
+                                 model_options=model.model_options, latent_image=latent, disable_pbar=True, seed=0, **kwargs)
+
+
+def diffusers_transformer(weights, dtype=torch.float32):
+    """diffusers' own `Flux2Transformer2DModel` with the weights of an original-key FLUX.2 file.
+
+    Args:
+        weights: `{key: tensor}`.
+    """
+    from diffusers import Flux2Transformer2DModel
+    from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+
+    hidden, text_width = weights["txt_in.weight"].shape
+    count = {kind: len({key.split(".")[1] for key in weights if key.startswith(f"{kind}_blocks.")}) for kind in ("double", "single")}
+    model = Flux2Transformer2DModel(
+        attention_head_dim=128, num_attention_heads=hidden // 128, num_layers=count["double"],
+        num_single_layers=count["single"], joint_attention_dim=text_width, in_channels=weights["img_in.weight"].shape[1],
+        guidance_embeds=False, axes_dims_rope=(32, 32, 32, 32), rope_theta=2000,
+    )
+    model.load_state_dict(convert_flux2_transformer_checkpoint_to_diffusers(dict(weights)))
+    return model.to(dtype).eval()
+
+
+def diffusers_velocity(transformer, x, sigma, text, references=()):
+    """The velocity that diffusers' transformer predicts, called as `Flux2KleinPipeline` calls it.
+
+    Args:
+        x: [B, 128, h, w].
+        sigma: a float.
+        text: [B, L, text width].
+        references: latents [B, 128, h, w] of reference images.
+    Returns:
+        [B, 128, h, w].
+    """
+    from diffusers import Flux2KleinPipeline as pipeline
+
+    batch, _, height, width = x.shape
+    tokens, ids = x.flatten(2).transpose(1, 2), pipeline._prepare_latent_ids(x)
+    if references:
+        tokens = torch.cat([tokens, *(r.flatten(2).transpose(1, 2) for r in references)], dim=1)
+        ids = torch.cat([ids, pipeline._prepare_image_ids(list(references)).expand(batch, -1, -1)], dim=1)
+    with torch.no_grad():
+        out = transformer(hidden_states=tokens, timestep=torch.full((batch,), sigma, dtype=x.dtype), guidance=None,
+                          encoder_hidden_states=text, txt_ids=pipeline._prepare_text_ids(text), img_ids=ids, return_dict=False)[0]
+    return out[:, :height * width].transpose(1, 2).reshape(x.shape)
+
+
+def diffusers_run(sigmas, noise, velocity):
+    """Sample with diffusers' `FlowMatchEulerDiscreteScheduler` over given sigmas.
+
+    Args:
+        sigmas: [n + 1] float32, ending in 0.
+        noise: [B, 128, h, w].
+        velocity: `(x, sigma, step) -> [B, 128, h, w]`.
+    Returns:
+        [B, 128, h, w].
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=sigmas[:-1].tolist())
+    x = noise
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(velocity(x, float(scheduler.sigmas[i]), i), t, x, return_dict=False)[0]
+    return x
