@@ -319,7 +319,8 @@ def ready(tests=False, version=None):
             install(python, "what the tests need", TEST_REQUIREMENTS)
     variables = {"COMFYUI_PATH": str(comfyui)}
     if not ours:
-        variables["PYTHONPYCACHEPREFIX"] = str(CACHE / "pycache")
+        # What that installation has compiled is read, and nothing is added.
+        variables["PYTHONDONTWRITEBYTECODE"] = "1"
     return comfyui, python, variables
 
 

@@ -1,0 +1,150 @@
+"""Make a picture with KleinKit in the real ComfyUI, or show its editor: `python3 tasks.py demo`, `serve`."""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import webbrowser
+from pathlib import Path
+
+from . import server as api
+from .build import build
+
+HERE = Path(__file__).resolve().parent
+DEMO = HERE.parent / ".demo"
+PACK = "KleinKitDemo"
+WORKFLOW = "KleinKit-first-picture"
+BAR = 30
+MODEL = re.compile(r"flux-?2-klein(-base)?-(4|9)b[^/\\]*\.safetensors$", re.IGNORECASE)
+# A Klein 4B reads Qwen3-4B, a 9B Qwen3-8B.
+ENCODER = {"4": re.compile(r"qwen_?3_4b[^/\\]*\.safetensors$", re.IGNORECASE),
+           "9": re.compile(r"qwen_?3_8b[^/\\]*\.safetensors$", re.IGNORECASE)}
+VAE = re.compile(r"(flux2[-_]vae|full_encoder_small_decoder)[^/\\]*\.safetensors$", re.IGNORECASE)
+
+
+def comfyui():
+    return Path(os.environ["COMFYUI_PATH"])
+
+
+def use_cpu():
+    import torch
+
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
+
+
+def installed_klein(server):
+    """The name of a Klein that the server's model folders hold together with its encoder and VAE (base first), or None."""
+    encoders, vaes = api.get(server, "/models/text_encoders"), api.get(server, "/models/vae")
+    found = [(name, match) for name in api.get(server, "/models/diffusion_models") if (match := MODEL.search(name))
+             and any(map(ENCODER[match[2]].search, encoders)) and any(map(VAE.search, vaes))]
+    return max(found, key=lambda pair: bool(pair[1][1]))[0] if found else None
+
+
+def workflow(klein=None):
+    """The demo's workflow in API format, for the nano family or for an installed Klein."""
+    prompt = json.loads((HERE / "demo.json").read_text("utf-8"))
+    if klein:
+        node = {node["class_type"]: node["inputs"] for node in prompt.values()}
+        node["KleinKitLoader"]["diffusion_model"] = klein
+        node["EmptyFlux2LatentImage"] |= {"width": 1024, "height": 1024}
+        node["KleinKitScheduler"]["steps"] = ["1", 3]
+        node["KleinKitSkipLayerGuidance"]["single_layers"] = "9"
+        if not MODEL.search(klein)[1]:
+            # Four distilled steps have none to give away, and cfg 1 has nothing to skip layers for.
+            node["KleinKitCFGZeroStar"]["zero_init_steps"] = 0
+            node["KleinKitSkipLayerGuidance"]["scale"] = 0.0
+    return prompt
+
+
+@contextlib.contextmanager
+def with_comfyui(base, port=0):
+    """The found ComfyUI with KleinKit, the nano family and that ComfyUI's own models, in a base directory of ours."""
+    build(base / "models")
+    print(f"Starting ComfyUI ({comfyui()}) …", flush=True)
+    with api.running(comfyui(), base, port=port, cpu=use_cpu(), models=comfyui() / "models") as server:
+        yield server
+
+
+def show_progress(prompt):
+    """A listener of `api.queue` that draws what the sampler does on one line."""
+    width = 0
+
+    def listen(kind, data):
+        nonlocal width
+        if kind == "executing" and data["node"]:
+            text = prompt[data["node"]]["class_type"]
+        elif kind == "progress":
+            done = BAR * data["value"] // data["max"]
+            text = f"{prompt[data['node']]['class_type']} [{'#' * done}{'.' * (BAR - done)}] {data['value']}/{data['max']}"
+        else:
+            return
+        print(f"\r{text:{width}}", end="", flush=True)
+        width = len(text)
+
+    return listen
+
+
+def demo():
+    """Make the picture; its path."""
+    start = time.monotonic()
+    DEMO.mkdir(exist_ok=True)
+    # Of its own for each run: a second demo beside it, or one that was killed, is in nobody's way.
+    with tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base:
+        with with_comfyui(Path(base)) as server:
+            klein = installed_klein(server)
+            print(f"Model: {klein}" if klein else "Model: the nano Klein (random weights: the picture shows no apple)")
+            prompt = workflow(klein)
+            outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
+            print()
+            if outcome.error:
+                raise RuntimeError("\n".join(api.sentences(outcome.error)))
+            [picture] = api.pictures(server, outcome)
+            path = DEMO / f"KleinKit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.png"
+            shutil.copyfile(picture, path)
+    for line in re.findall(r"KleinKit: (\d+ steps, .*)", outcome.log):
+        print(f"Ran: {line}")
+    print(f"Picture: {path}")
+    print(f"Time: {time.monotonic() - start:.1f} s")
+    return path
+
+
+def put_workflow(base, prompt):
+    """Offer the workflow as a template of the server; the address at which the editor opens with it."""
+    graph = json.loads((HERE / "demo.editor.json").read_text("utf-8"))
+    folder = base / "custom_nodes" / PACK
+    (folder / "workflows").mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
+    (folder / "workflows" / f"{WORKFLOW}.json").write_text(json.dumps(graph), "utf-8")
+    return f"/?template={WORKFLOW}&source={PACK}"
+
+
+def serve(port, show):
+    """Run ComfyUI until Ctrl-C, with the workflow open in the browser if `show`."""
+    address = put_workflow(DEMO, None)
+    with with_comfyui(DEMO, port) as server:
+        print(f"ComfyUI with KleinKit: {server.url}{address}\nCtrl-C ends it.", flush=True)
+        if show:
+            webbrowser.open(server.url + address)
+        while True:
+            time.sleep(3600)
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--open", action="store_true")
+    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        if options.serve or options.open:
+            serve(options.port, options.open)
+        else:
+            demo()
+    except RuntimeError as error:
+        sys.exit(f"The demo failed: {error}")
