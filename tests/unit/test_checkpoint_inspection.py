@@ -1,0 +1,124 @@
+"""What a file is, from its header alone."""
+
+import json
+import time
+
+import pytest
+from kleinkit.checkpoint.header import CheckpointError, read_header
+from kleinkit.checkpoint.inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TEXT_ENCODER, VAE, inspect
+from kleinkit.tests.helpers.files import flux2_vae, klein, qwen3, write
+
+NINE = dict(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return lambda tensors, name="file.safetensors", **kwargs: write(tmp_path / name, tensors, **kwargs)
+
+
+def test_18_gb_in_10_ms(file):
+    path = file(klein(**NINE))
+    assert path.stat().st_size > 18e9
+    inspect(path)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        found = inspect(path)
+        times.append(time.perf_counter() - start)
+    assert found.parts[MODEL].size == "9B"
+    assert min(times) < 0.010
+
+
+@pytest.mark.parametrize("shape, size, text_width", [({}, "4B", 7680), (NINE, "9B", 12288)])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_klein(file, shape, size, text_width, prefix):
+    part = inspect(file(klein(**shape, prefix=prefix))).parts[MODEL]
+    assert (part.architecture, part.size, part.text_width, part.prefix, part.weights) == (KLEIN, size, text_width, prefix, "bf16")
+
+
+def test_all_in_one(file):
+    tensors = {**klein(prefix="model.diffusion_model."), **qwen3(prefix="text_encoders.qwen3_4b.transformer.model."), **flux2_vae(prefix="vae.")}
+    parts = inspect(file(tensors)).parts
+    assert {role: (part.architecture, part.prefix) for role, part in parts.items()} == {
+        MODEL: (KLEIN, "model.diffusion_model."),
+        TEXT_ENCODER: (QWEN3, "text_encoders.qwen3_4b.transformer."),
+        VAE: (FLUX2_VAE, "vae."),
+    }
+    # The file is the sum of its parts: nothing is counted twice.
+    assert sum(part.bytes for part in parts.values()) == sum(tensor.end - tensor.begin for tensor in inspect(file(tensors)).tensors.values())
+
+
+@pytest.mark.parametrize("tensors, hidden, layers, architecture", [
+    (qwen3(), 2560, 36, QWEN3),
+    (qwen3(hidden=4096, intermediate=12288), 4096, 36, QWEN3),
+    (qwen3(layers=27), 2560, 27, QWEN3),
+    (qwen3(prefix="model.language_model.") | {"model.visual.patch_embed.proj.weight": ("BF16", (1024, 1536))}, 2560, 36, QWEN3_VL),
+    (qwen3() | {"visual.patch_embed.proj.weight": ("BF16", (1024, 1536))}, 2560, 36, QWEN3_VL),
+])
+def test_text_encoder(file, tensors, hidden, layers, architecture):
+    part = inspect(file(tensors)).parts[TEXT_ENCODER]
+    assert (part.width, part.layers, part.architecture) == (hidden, (layers,), architecture)
+
+
+QUANTISED = "double_blocks.0.img_attn.qkv"
+
+
+@pytest.mark.parametrize("change, metadata, weights", [
+    ({}, {}, "bf16"),
+    ({f"{QUANTISED}.weight": ("F8_E4M3", (9216, 3072)), f"{QUANTISED}.weight_scale": ("F32", ())},
+     {"_quantization_metadata": json.dumps({"layers": {QUANTISED: {"format": "float8_e4m3fn"}}})}, "float8_e4m3fn"),
+    ({f"{QUANTISED}.weight": ("U8", (9216, 1536)), f"{QUANTISED}.weight_scale": ("F8_E4M3", (9216, 192)),
+      f"{QUANTISED}.weight_scale_2": ("F32", ()), f"{QUANTISED}.comfy_quant": ("U8", (20,))}, {}, "nvfp4"),
+])
+def test_weights(file, change, metadata, weights):
+    assert inspect(file(klein() | change, metadata=metadata)).parts[MODEL].weights == weights
+
+
+def test_old_scaled_fp8(file):
+    tensors = klein(dtype="F8_E4M3") | {"scaled_fp8": ("F8_E4M3", (2,)), f"{QUANTISED}.scale_weight": ("F32", ())}
+    assert inspect(file(tensors)).parts[MODEL].weights == "fp8 scaled"
+
+
+def test_packed_text_width(file):
+    assert inspect(file(klein() | {"txt_in.weight": ("U8", (3072, 3840))})).parts[MODEL].text_width == 7680
+
+
+@pytest.mark.parametrize("tensors, role, words", [
+    ({"double_blocks.0.img_mod.lin.weight": ("BF16", (18432, 3072))}, MODEL, "FLUX.1"),
+    ({"model.diffusion_model.input_blocks.0.0.weight": ("F16", (320, 4, 3, 3)), "model.diffusion_model.label_emb.0.0.weight": ("F16", (1280, 2816))},
+     MODEL, "SDXL"),
+    ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (18432, 3072))}, MODEL, "Qwen-Image"),
+    (klein() | {"guidance_in.in_layer.weight": ("BF16", (3072, 256))}, MODEL, "FLUX.2 [dev]"),
+    (qwen3() | {"model.layers.0.self_attn.k_proj.bias": ("BF16", (512,))}, TEXT_ENCODER, "Qwen2.5"),
+    ({"encoder.block.0.layer.0.SelfAttention.k.weight": ("F16", (4096, 4096))}, TEXT_ENCODER, "T5"),
+    (flux2_vae(16), VAE, "FLUX.1's"),
+    (flux2_vae(4), VAE, "SDXL's"),
+    ({"x.lora_A.weight": ("F16", (4, 4))}, MODEL, "a LoRA"),
+    (qwen3(), MODEL, "Qwen3"),
+    ({"x": ("F16", (4, 4))}, MODEL, "nothing that KleinKit knows"),
+])
+def test_says_what_else_it_is(file, tensors, role, words):
+    assert words in inspect(file(tensors)).what(role)
+
+
+def test_shards(tmp_path):
+    tensors = klein()
+    first = dict(list(tensors.items())[:40])
+    files = [write(tmp_path / "a.safetensors", first), write(tmp_path / "b.safetensors", {k: v for k, v in tensors.items() if k not in first})]
+    assert inspect(*files).parts[MODEL].size == "4B"
+    with pytest.raises(CheckpointError, match=r"b\.safetensors holds .* a second time"):
+        inspect(files[0], write(tmp_path / "b.safetensors", tensors))
+
+
+def test_damaged_quantisation_metadata(file):
+    with pytest.raises(CheckpointError, match=r"file\.safetensors is damaged: its quantisation metadata"):
+        inspect(file(klein(), metadata={"_quantization_metadata": "{"}))
+
+
+def test_header_is_what_safetensors_reads(tmp_path, models):
+    from safetensors import safe_open
+
+    header = read_header(models["base"])
+    with safe_open(models["base"], "np") as file:
+        assert header.metadata == file.metadata()
+        assert {key: list(tensor.shape) for key, tensor in header.tensors.items()} == {key: file.get_slice(key).get_shape() for key in file.keys()}
