@@ -41,7 +41,7 @@ FAILURES = {
     "There is not enough space on the disk": "the disk is full (a whole setup takes about 8 GB); make room",
     "DO NOT MATCH THE HASHES": "what was downloaded is not the file that KleinKit was tested with (its sha256 differs)",
     "connection broken by": "the package index cannot be reached; check the network",
-    "ensurepip is not available": "this Python cannot make environments; install its venv package (Debian: python3-venv)",
+    "ensurepip is not available": "this Python makes no environments; install its venv package (Debian: python3-venv)",
 }
 
 
@@ -85,7 +85,10 @@ def step(what, command):
                 said = elapsed
                 lines = log.read_text("utf-8", "replace").split("\n")
                 status = f"  {elapsed} s: {next((line.strip() for line in reversed(lines) if line.strip()), '')}"
-                print(f"\r{status[:width]:{width}}" if terminal else status[:width], end="" if terminal else "\n", flush=True)
+                if terminal:
+                    print(f"\r{status[:width]:{width}}", end="", flush=True)
+                else:
+                    say(status[:width])
     finally:
         if terminal and said:
             print("\r" + " " * width, end="\r", flush=True)
@@ -144,7 +147,7 @@ def is_whole(folder, version):
 
 
 def find_comfyui():
-    """The ComfyUI to work with: `COMFYUI_PATH`; the one whose `custom_nodes` this checkout lies in; `.comfyui`; or None."""
+    """The ComfyUI of `COMFYUI_PATH`, or the one whose `custom_nodes` this checkout lies in, or `.comfyui`, or None."""
     chosen = os.environ.get("COMFYUI_PATH")
     if chosen:
         folder = Path(chosen).expanduser().resolve()
@@ -234,8 +237,8 @@ def can_import(python, *modules):
 
 def python_of(comfyui):
     """The Python that belongs to an installed ComfyUI and has its packages; None when there is none."""
-    places = [python_in(comfyui / "venv"), python_in(comfyui / ".venv"), comfyui.parent / "python_embeded" / "python.exe",
-              Path(sys.executable)]
+    places = [python_in(comfyui / "venv"), python_in(comfyui / ".venv"),
+              comfyui.parent / "python_embeded" / "python.exe", Path(sys.executable)]
     return next((python for python in places if python.is_file()
                  and can_import(python, "torch", "aiohttp", "safetensors", "transformers")), None)
 
@@ -252,7 +255,8 @@ def environment(name, based_on=None):
     python = python_in(folder)
     mark = f"{folder}\n{based_on}\n{answer(based_on, 'import sys; print(sys.version)') if based_on else ''}\n"
     stamp = folder / "kleinkit-python.txt"
-    if stamp.is_file() and stamp.read_text("utf-8") == mark and not _installing(folder).exists() and can_import(python, "pip"):
+    made_for = stamp.read_text("utf-8") if stamp.is_file() else None
+    if made_for == mark and not _installing(folder).exists() and can_import(python, "pip"):
         return python
     if folder.exists():
         say(f"{name} is not usable as an earlier run left it: removing it …")
@@ -260,7 +264,7 @@ def environment(name, based_on=None):
     # Not sys.executable: tasks.py may itself be run by the environment that is to be made anew.
     step(f"Making a Python environment in {name}", [based_on or sys._base_executable, "-m", "venv", folder])
     if based_on:
-        packages = "import sys; print('\\n'.join(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))))"
+        packages = "import sys; print(*(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))), sep='\\n')"
         own = Path(answer(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
         (own / "kleinkit-based-on.pth").write_text(answer(based_on, packages) + "\n", "utf-8")
     stamp.write_text(mark, "utf-8")
@@ -281,9 +285,10 @@ def install(python, what, *requirements):
     stamp.unlink(missing_ok=True)
     # A pip that was stopped while it wrote packages leaves some that look whole and are not: then start anew.
     _installing(folder).touch()
-    arguments = [part for item in requirements for part in (("--requirement", item) if isinstance(item, Path) else (item,))]
+    arguments = [f"--requirement={item}" if isinstance(item, Path) else item for item in requirements]
     try:
-        step(f"Installing {what} into {folder.name}", [python, "-m", "pip", "install", "--progress-bar", "off", *arguments])
+        step(f"Installing {what} into {folder.name}",
+             [python, "-m", "pip", "install", "--progress-bar", "off", *arguments])
     except SystemExit:
         if "Installing collected packages" not in (CACHE / "setup.log").read_text("utf-8", "replace"):
             _installing(folder).unlink()
@@ -398,7 +403,7 @@ def parse(arguments):
     demo = command("demo", "make a picture with KleinKit in the real ComfyUI")
     demo.add_argument("--open", action="store_true", help="show the workflow in ComfyUI's editor instead")
     tests = command("test", "run the tests; other arguments go to pytest")
-    tests.add_argument("--comfy", choices=[*RELEASES, "all"], help="run them in this ComfyUI release, or in all of these")
+    tests.add_argument("--comfy", choices=[*RELEASES, "all"], help="run them in this ComfyUI release, or in all")
     benchmarks = command("bench", "run the benchmarks")
     benchmarks.add_argument("topic", nargs="*", help="which; all by default")
     serve = command("serve", "run ComfyUI with KleinKit until Ctrl-C")
@@ -429,7 +434,7 @@ def run_command(options, rest):
 
 
 def main(arguments):
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         sys.exit(f"KleinKit needs Python 3.10 or newer, but this is {sys.version.split()[0]}.")
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, interrupt)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -39,7 +38,7 @@ def use_cpu():
 
 
 def installed_klein(server):
-    """The name of a Klein that the server's model folders hold together with its encoder and VAE (base first), or None."""
+    """The name of a Klein in the server's model folders whose encoder and VAE are there too (base first), or None."""
     encoders, vaes = api.get(server, "/models/text_encoders"), api.get(server, "/models/vae")
     found = [(name, match) for name in api.get(server, "/models/diffusion_models") if (match := MODEL.search(name))
              and any(map(ENCODER[match[2]].search, encoders)) and any(map(VAE.search, vaes))]
@@ -80,8 +79,9 @@ def show_progress(prompt):
         if kind == "executing" and data["node"]:
             text = prompt[data["node"]]["class_type"]
         elif kind == "progress":
-            done = BAR * data["value"] // data["max"]
-            text = f"{prompt[data['node']]['class_type']} [{'#' * done}{'.' * (BAR - done)}] {data['value']}/{data['max']}"
+            done, all_steps = data["value"], data["max"]
+            bar = "#" * (BAR * done // all_steps)
+            text = f"{prompt[data['node']]['class_type']} [{bar:.<{BAR}}] {done}/{all_steps}"
         else:
             return
         print(f"\r{text:{width}}", end="", flush=True)

@@ -36,7 +36,7 @@ class Server(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a prompt: `outputs` by node id, `error` (None, or what ComfyUI answered), what it logged meanwhile."""
+    """What became of a prompt: `outputs` by node id, `error` (None, or ComfyUI's answer), `log` (what it said meanwhile)."""
 
     outputs: dict
     error: dict | None
@@ -75,8 +75,8 @@ def put_pack(base):
 
 def _command(comfyui, base, port, cpu, pack, models):
     command = [sys.executable, "-u", str(comfyui / "main.py"), "--listen", HOST, "--port", str(port),
-               "--base-directory", str(base), "--disable-auto-launch", "--disable-api-nodes", "--disable-all-custom-nodes",
-               "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}"]
+               "--base-directory", str(base), "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
+               "--disable-auto-launch", "--disable-api-nodes", "--disable-all-custom-nodes"]
     if pack:
         # An extra_model_paths.yaml of the installation may name custom nodes: only ours is let in.
         command += ["--whitelist-custom-nodes", PACK]
@@ -120,7 +120,7 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
 
     Args:
         comfyui: the folder of ComfyUI, from which it only reads.
-        base: the server's base directory: models, input, output, user and database are there, and its log, `comfyui.log`.
+        base: the server's base directory, of models, input, output, user, database and log, `comfyui.log`.
         port: 0 for any free one.
         cpu: run on the CPU.
         pack: load KleinKit. No other custom node is loaded.
@@ -171,7 +171,7 @@ def get(server, path):
 
 
 def forget(server):
-    """Make the server forget every cached output and unload every model: the next prompt runs all of its nodes again."""
+    """Make the server forget every cached output and unload every model: the next prompt runs all its nodes."""
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     request = urllib.request.Request(server.url + "/free", body, {"Content-Type": "application/json"})
     _open(request, timeout=60).close()

@@ -60,7 +60,8 @@ def comfy(models):
 
     PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    assert asyncio.run(nodes.load_custom_node(str(ROOT), module_parent="custom_nodes")), "ComfyUI did not load the pack."
+    loaded = asyncio.run(nodes.load_custom_node(str(ROOT), module_parent="custom_nodes"))
+    assert loaded, "ComfyUI did not load the pack."
     return nodes
 
 
