@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..scheduler.checks import expected
+from ..scheduler.checks import number
 from .rule import ADAPTIVE, Rule
 
 
@@ -29,8 +29,7 @@ class Adaptive(Rule):
     threshold: float = 0.99
 
     def __post_init__(self):
-        if not -1.0 <= self.threshold <= 1.0:
-            raise expected("threshold", "between -1.0 and 1.0", self.threshold)
+        number("threshold", self.threshold, -1.0, 1.0)
 
     def decide(self, step):
         return step.without_guidance() if step.observed.get(self.node, -2.0) >= self.threshold else step

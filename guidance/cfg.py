@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..scheduler.checks import expected, steps_in_range
+from ..scheduler.checks import expected, number, one_of, steps_in_range
 from .rule import SCHEDULE, Rule
 
 SKIP_MODES = ("early", "late", "early_late", "middle", "alternate")
@@ -55,10 +55,8 @@ class Skip:
     guided_ratio: float = 0.5
 
     def __post_init__(self):
-        if self.mode not in SKIP_MODES:
-            raise expected("mode", f"one of {', '.join(SKIP_MODES)}", self.mode)
-        if not 0.0 <= self.guided_ratio <= 1.0:
-            raise expected("guided_ratio", "between 0.0 and 1.0", self.guided_ratio)
+        one_of("mode", SKIP_MODES, self.mode)
+        number("guided_ratio", self.guided_ratio, 0.0, 1.0)
 
     def cfg(self, step):
         i, n = step.index, step.steps
@@ -85,8 +83,7 @@ class Diminishing:
     cutoff: float = 0.11
 
     def __post_init__(self):
-        if not 0.0 < self.cutoff <= 1.0:
-            raise expected("cutoff", "above 0.0 and at most 1.0", self.cutoff)
+        number("cutoff", self.cutoff, 0.01, 1.0)
 
     def cfg(self, step):
         return step.cfg + (1.0 - step.cfg) * min((1.0 - step.sigma) / self.cutoff, 1.0)
@@ -126,8 +123,7 @@ class CFG(Rule):
     unguided: str = "conditional"
 
     def __post_init__(self):
-        if self.unguided not in UNGUIDED:
-            raise expected("unguided", f"one of {', '.join(UNGUIDED)}", self.unguided)
+        one_of("unguided", UNGUIDED, self.unguided)
 
     def decide(self, step):
         step = replace(step, unguided_cfg=UNGUIDED[self.unguided])

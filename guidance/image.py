@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ..scheduler.checks import number
 from .cfg import combine
 from .rule import COMBINE, Rule
 
@@ -31,6 +32,9 @@ class ImageCFG(Rule):
     node: ClassVar[str] = "KleinKitImageCFG"
     order: ClassVar[int] = COMBINE
     image_scale: float = 1.0
+
+    def __post_init__(self):
+        number("image_scale", self.image_scale, 0.0, 100.0)
 
     def needs(self, step):
         return ("cond", "uncond", "image") if step.guided and self.image_scale != 1.0 else ()

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..scheduler.checks import expected
+from ..scheduler.checks import number, one_of
 from .rule import RENORM, Rule
 
 # The dimensions of [B, C, …] that one norm spans: a sample, all channels of a place, all places of a channel.
@@ -47,10 +47,8 @@ class Renorm(Rule):
     shrink_only: bool = True
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise expected("mode", f"one of {', '.join(MODES)}", self.mode)
-        if not 0.0 <= self.strength <= 1.0:
-            raise expected("strength", "between 0.0 and 1.0", self.strength)
+        one_of("mode", MODES, self.mode)
+        number("strength", self.strength, 0.0, 1.0)
 
     def needs(self, step):
         return ("cond",) if step.guided and self.strength > 0.0 else ()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..scheduler.checks import expected, steps_in_range
+from ..scheduler.checks import expected, number, one_of, steps_in_range
 from .rule import SKIP, Rule
 
 MODES = ("block", "attention")
@@ -66,8 +66,9 @@ class SkipLayer(Rule):
 
     def __post_init__(self):
         steps_in_range(self.start, self.end, 1)
-        if self.mode not in MODES:
-            raise expected("mode", f"one of {', '.join(MODES)}", self.mode)
+        number("scale", self.scale, 0.0, 100.0)
+        number("rescale", self.rescale, 0.0, 1.0)
+        one_of("mode", MODES, self.mode)
 
     @property
     def layers(self):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..scheduler.checks import expected
+from ..scheduler.checks import number
 from .rule import NEGATIVE, Rule
 
 
@@ -34,8 +34,7 @@ class CFGZeroStar(Rule):
     zero_init_steps: int = 1
 
     def __post_init__(self):
-        if self.zero_init_steps < 0:
-            raise expected("zero_init_steps", "0 or more", self.zero_init_steps)
+        number("zero_init_steps", self.zero_init_steps, 0, 10000)
 
     def decide(self, step):
         return replace(step, zero=True) if step.index < self.zero_init_steps else step

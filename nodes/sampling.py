@@ -1,6 +1,7 @@
 """How the rules of `guidance` run inside ComfyUI: one function a hook point, shared by all nodes."""
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 
 import comfy.model_sampling
@@ -52,7 +53,7 @@ def with_rule(model, rule):
     """
     if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise ValueError(f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got "
-                         f"{type(model.model).__name__}, which predicts noise.")
+                         f"{type(model.model).__name__}, which is none.")
     rules, replaced = stack.add(model.model_options.get(RULES, ()), rule)
     if replaced:
         logging.info("KleinKit: the model passes %s twice, the later one counts.", rule.node)
@@ -156,11 +157,12 @@ def guide(args):
         skip=velocity(skip_pass(args, run, rules)) if "skip" in step.passes else None,
     )
     # Another pack may have changed the scale after the plan: what the sampler used is what counts.
-    step = replace(step, cfg=float(args["cond_scale"]) if ran_uncond else 1.0)
-    for rule in rules:
-        observation = rule.observe(velocities)
-        if observation is not None:
-            run.observed[rule.node] = observation
+    used = float(args["cond_scale"]) if ran_uncond else 1.0
+    if not math.isclose(used, step.cfg):
+        run.warn(f"another node changed cfg from {step.cfg:g} to {used:g} behind KleinKit's nodes, which follow it.")
+    step = replace(step, cfg=used)
+    if step.guided:
+        run.observed |= {rule.node: seen for rule in rules if (seen := rule.observe(velocities)) is not None}
     guided = stack.guide(rules, velocities, step)
     if guided is None:
         return args["denoised"]

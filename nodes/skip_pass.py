@@ -5,6 +5,8 @@ block and the skip pass starts there. ComfyUI's block replacements do both; the 
 """
 
 from comfy.model_patcher import set_model_options_patch_replace
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 STATES = ("img", "txt")
 
@@ -31,7 +33,23 @@ def entry_is_certain(conds, model_options):
     """Whether the positive's rows in the model's batch are known for sure: one positive, whole, in one process."""
     positive = conds["positive"]
     return (len(positive) == 1 and "area" not in positive[0] and "mask" not in positive[0]
-            and "context_handler" not in model_options and "multigpu_clones" not in model_options)
+            and "context_handler" not in model_options and "multigpu_clones" not in model_options
+            and not is_compiled(model_options))
+
+
+def is_compiled(model_options):
+    return COMPILE_KEY in model_options["transformer_options"].get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+
+
+def uncompiled(model_options):
+    """Options of a pass that runs as it is: a compiled model goes on with the block patches of its first call."""
+    if not is_compiled(model_options):
+        return model_options
+    transformer_options = model_options["transformer_options"]
+    wrappers = transformer_options["wrappers"]
+    apply_model = {key: hooks for key, hooks in wrappers[WrappersMP.APPLY_MODEL].items() if key != COMPILE_KEY}
+    wrappers = {**wrappers, WrappersMP.APPLY_MODEL: apply_model}
+    return {**model_options, "transformer_options": {**transformer_options, "wrappers": wrappers}}
 
 
 def replacement(model_options, block):
@@ -82,6 +100,7 @@ def skip_options(model_options, rule, entry, counts):
         state, run_first = entry.pop(), changed[first]
         changed |= dict.fromkeys(prefix[:prefix.index(first)], skip)
         changed[first] = lambda args, extra: run_first({**args, **state}, extra)
+    model_options = uncompiled(model_options)
     for block, patch in changed.items():
         model_options = replace_block(model_options, block, patch)
     return model_options

@@ -1,0 +1,161 @@
+"""What each step of guidance costs: block calls and rows on a model of Klein 4B's depth, 5 + 20 blocks."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+BLOCKS = 25
+STEP = torch.tensor([0.9, 0.4])
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein(double_blocks=5, single_blocks=20)
+
+
+@contextmanager
+def counted(model):
+    """`{block: rows}` of every block of the model that runs inside."""
+    rows = {}
+
+    def count(name):
+        def hook(module, args, kwargs, output):
+            first = output[0] if isinstance(output, tuple) else output
+            rows[name] = rows.get(name, 0) + first.shape[0]
+
+        return hook
+
+    transformer = model.model.diffusion_model
+    hooks = [block.register_forward_hook(count((kind, i)), with_kwargs=True)
+             for kind in ("double", "single") for i, block in enumerate(getattr(transformer, f"{kind}_blocks"))]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run(model, cfg, sigmas=STEP, batch=1, positive=None, negative=None):
+    noise = latent_noise(64, 64, batch)
+    return comfy_run(model, sigmas, noise, positive or conditioning(embeddings(192, 1)),
+                     negative or conditioning(embeddings(192, 2)), cfg)
+
+
+def rows_of(model, cfg, **kwargs):
+    with counted(model) as rows:
+        run(model, cfg, **kwargs)
+    return rows
+
+
+SKIP_SINGLE_9 = ("KleinKitSkipLayerGuidance", dict(
+    scale=3.0, double_layers="", single_layers="9", start=0.0, end=1.0, mode="block", rescale=0.0))
+COMFYUI_SKIP_SINGLE_9 = ("SkipLayerGuidanceDiT", dict(
+    double_layers="", single_layers="9", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0))
+UNGUIDED = ("KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.0}, unguided="conditional"))
+NEGATIVE_ONLY = ("KleinKitCFG", UNGUIDED[1] | {"unguided": "unconditional"})
+ZERO_INIT = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1))
+
+
+@pytest.mark.parametrize("nodes, cfg, rows", [
+    ((), 1.0, 25),
+    ((), 4.0, 50),
+    ((ZERO_INIT,), 4.0, 0),
+    ((UNGUIDED,), 4.0, 25),
+    ((NEGATIVE_ONLY,), 4.0, 25),
+    ((UNGUIDED, ("KleinKitImageCFG", {"image_scale": 3.0})), 4.0, 25),
+    ((("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional")),), 0.0, 25),
+    ((("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True)),), 4.0, 50),
+    ((("KleinKitSlerpCFG", {}),), 1.0, 25),
+    ((("KleinKitSlerpCFG", {}),), 4.0, 50),
+    ((("KleinKitImageCFG", {"image_scale": 1.0}),), 4.0, 50),
+    ((("KleinKitAdaptiveGuidance", {"threshold": 0.99}),), 4.0, 50),
+    ((SKIP_SINGLE_9,), 4.0, 60),
+    ((SKIP_SINGLE_9,), 1.0, 35),
+    ((COMFYUI_SKIP_SINGLE_9,), 4.0, 74),
+    ((COMFYUI_SKIP_SINGLE_9,), 1.0, 49),
+    ((ZERO_INIT, SKIP_SINGLE_9), 4.0, 0),
+    ((UNGUIDED, SKIP_SINGLE_9), 4.0, 35),
+])
+def test_rows_of_a_step(klein, run_node, nodes, cfg, rows):
+    assert sum(rows_of(with_nodes(run_node, klein, *nodes), cfg).values()) == rows
+
+
+def test_image_cfg_adds_one_pass_above_scale_1(klein, run_node):
+    reference = {"reference_latents": [latent_noise(64, 64, seed=3)]}
+    conds = dict(positive=conditioning(embeddings(192, 1), **reference), negative=conditioning(embeddings(192, 2), **reference))
+    for scale, rows in ((1.0, 50), (2.0, 75)):
+        model = with_nodes(run_node, klein, ("KleinKitImageCFG", {"image_scale": scale}))
+        assert sum(rows_of(model, 4.0, **conds).values()) == rows
+
+
+@pytest.mark.parametrize("mode", ("block", "attention"))
+def test_skip_pass_begins_at_its_first_layer(klein, run_node, mode):
+    inputs = SKIP_SINGLE_9[1] | {"double_layers": "2", "mode": mode}
+    rows = rows_of(with_nodes(run_node, klein, ("KleinKitSkipLayerGuidance", inputs)), 4.0)
+    skipped = {("double", 2), ("single", 9)} if mode == "block" else set()
+    for (kind, i), count in rows.items():
+        again = (kind, i) not in skipped and (kind, i) >= ("double", 2)
+        assert count == 2 + again, (kind, i)
+
+
+@pytest.mark.parametrize("batch", (1, 3))
+@pytest.mark.parametrize("apart", (False, True), ids=("one call", "two calls"))
+def test_the_saving_holds_for_batches_and_for_conds_in_two_calls(klein, run_node, batch, apart):
+    # Prompts of different lengths cannot share a call.
+    negative = conditioning(embeddings(192, 2)[:, :256 if apart else None])
+    model = with_nodes(run_node, klein, SKIP_SINGLE_9)
+    assert sum(rows_of(model, 4.0, batch=batch, negative=negative).values()) == 60 * batch
+
+
+def test_adaptive_ends_guidance_once_the_passes_agree(klein, run_node):
+    sigmas = torch.linspace(1, 0, 6)
+    same = conditioning(embeddings(192, 1))
+    model = with_nodes(run_node, klein, ("KleinKitAdaptiveGuidance", {"threshold": 0.99}))
+    assert sum(rows_of(model, 4.0, sigmas=sigmas, positive=same, negative=same).values()) == BLOCKS * (2 + 4)
+    model = with_nodes(run_node, klein, ("KleinKitAdaptiveGuidance", {"threshold": 1.0}))
+    assert sum(rows_of(model, 4.0, sigmas=sigmas).values()) == BLOCKS * 2 * 5
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts `aten::_local_scalar_dense`: a number that the host waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+class ListReads(TorchFunctionMode):
+    """Counts `tolist`, which waits as well, but for many numbers at once and under no operator of its own."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.Tensor.tolist
+        return function(*args, **kwargs or {})
+
+
+def host_reads(model, cfg, steps):
+    with ListReads() as lists, ScalarReads() as scalars:
+        run(model, cfg, sigmas=torch.linspace(1, 0, steps + 1))
+    return scalars.count + lists.count
+
+
+EVERY_RULE = (
+    ("KleinKitCFG", dict(schedule={"schedule": "diminishing", "cutoff": 1.0}, unguided="conditional")),
+    ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0)),
+    ("KleinKitSlerpCFG", {}),
+    SKIP_SINGLE_9,
+    ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
+    ("KleinKitAdaptiveGuidance", {"threshold": 1.0}),
+)
+
+
+def test_at_most_one_host_synchronisation_a_step(klein, run_node):
+    model = with_nodes(run_node, klein, *EVERY_RULE)
+    assert host_reads(model, 4.0, 6) - host_reads(model, 4.0, 2) == 4
