@@ -1,4 +1,4 @@
-"""A Klein in diffusers' layout: a folder with `model_index.json`, and a transformer, a text encoder and a VAE in subfolders."""
+"""A Klein in diffusers' layout: a folder with `model_index.json`, a transformer, a text encoder and a VAE."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .header import CheckpointError
-from .inspection import MODEL, TEXT_ENCODER, VAE, inspect
+from .inspection import KLEIN, MODEL, TEXT_ENCODER, VAE, inspect
 
 LARGEST_JSON = 4 * 1024**2
 SUBFOLDERS = {MODEL: ("transformer", "diffusion_pytorch_model"), TEXT_ENCODER: ("text_encoder", "model"),
@@ -35,7 +35,8 @@ def inspect_folder(folder):
     index = _json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not pipeline.startswith("Flux2Klein"):
-        raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, not for FLUX.2 [klein] ({folder}).")
+        raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, "
+                              f"not for {KLEIN} ({folder}).")
     parts = {role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}")
              for role, (subfolder, stem) in SUBFOLDERS.items()}
     says = index.get("is_distilled")
@@ -56,7 +57,8 @@ def _json(path):
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} is damaged: it is not a JSON object of at most {LARGEST_JSON} bytes ({path}).")
+        raise CheckpointError(f"{path.name} is damaged: it is not a JSON object "
+                              f"of at most {LARGEST_JSON} bytes ({path}).")
     return content
 
 

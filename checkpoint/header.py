@@ -46,7 +46,9 @@ class Header:
 
 
 def read_header(path):
-    """Read and check the header of a safetensors file (the format: a little-endian u64 n, n bytes of JSON, the tensors).
+    """Read and check the header of a safetensors file.
+
+    The format: a little-endian u64 n, n bytes of JSON, the tensors' bytes without gaps.
 
     Args:
         path: the file.
@@ -110,7 +112,8 @@ def read_header(path):
             raise bad(f"is damaged: the bytes of {name[:80]!r} overlap another tensor's, or leave a gap")
         position = tensor.end
     if position > size:
-        raise bad(f"is truncated: it should be {8 + length + position} bytes long and has {status.st_size}; download it again")
+        raise bad(f"is truncated: it should be {8 + length + position} bytes long and has {status.st_size}; "
+                  "download it again")
     if position < size:
         raise bad(f"is damaged: {size - position} bytes at its end belong to no tensor")
     return Header(path, tensors, metadata)
@@ -123,7 +126,8 @@ def _tensor(entry):
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         return None
-    if not all(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers) for numbers in (shape, offsets)):
+    if not all(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+               for numbers in (shape, offsets)):
         return None
     # More than 64 dimensions, or sizes beyond 64 bits, would make the product below slow.
     if len(offsets) != 2 or len(shape) > 64 or any(n >= 2**63 for n in (*shape, *offsets)):

@@ -33,7 +33,8 @@ def paragraph(model, encoder, vae, variant, *, trim, ignore_cfg, chosen):
         sentences.append("A cfg above 1 counts as 1.")
     if not variant.distilled:
         sentences.append("ComfyUI's own templates take 20 steps and cfg 5, which is faster.")
-    sentences.append(f"Text encoder: {encoder.name}{by[TEXT_ENCODER]}, {text.architecture} of width {text.width}, {text.weights}, "
-                     + (f"{LAYERS_READ} of its {layers} layers." if trim and layers > LAYERS_READ else f"all {layers} layers."))
+    kept = f"{LAYERS_READ} of its" if trim and layers > LAYERS_READ else "all"
+    sentences.append(f"Text encoder: {encoder.name}{by[TEXT_ENCODER]}, {text.architecture} of width {text.width}, "
+                     f"{text.weights}, {kept} {layers} layers.")
     sentences.append(f"VAE: {vae.name}{by[VAE]}, {picture.architecture}, {picture.weights}.")
     return " ".join(sentences)

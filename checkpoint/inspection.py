@@ -13,7 +13,7 @@ KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE, TAEF2 = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL"
 
 # (double blocks, single blocks, hidden size): black-forest-labs' configurations.
 KLEIN_SIZES = {(5, 20, 3072): "4B", (8, 24, 4096): "9B"}
-# The first key that a file has names its architecture; ComfyUI's model_detection.py and sd.py tell them apart the same way.
+# The first key that a file has names its architecture, as in ComfyUI's model_detection.py and sd.py.
 MODEL_KEYS = {
     "distilled_guidance_layer.norms.0.scale": "Chroma",
     "txt_in.individual_token_refiner.blocks.0.norm1.weight": "HunyuanVideo",
@@ -71,7 +71,8 @@ class Part:
     @property
     def size(self):
         """"4B", "9B", or the shape of a Klein of another size."""
-        return KLEIN_SIZES.get((*self.layers, self.width)) or "{}+{} blocks of width {}".format(*self.layers, self.width)
+        shape = (*self.layers, self.width)
+        return KLEIN_SIZES.get(shape) or "{}+{} blocks of width {}".format(*shape)
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ def inspect_taef2(encoder, decoder):
     """
     headers = [read_header(encoder), read_header(decoder)]
     # TAEF2 has 32 channels before the 2×2 patching, and a pool in its middle blocks (comfy/taesd/taesd.py).
-    for header, key, axis, pool in zip(headers, ("14.weight", "1.weight"), (0, 1), ("11.pool.0.weight", "3.pool.0.weight"),
-                                       strict=True):
+    sides = (("14.weight", 0, "11.pool.0.weight"), ("1.weight", 1, "3.pool.0.weight"))
+    for header, (key, axis, pool) in zip(headers, sides, strict=True):
         tensor = header.tensors.get(key)
         if tensor is None or len(tensor.shape) != 4 or tensor.shape[axis] != 32 or pool not in header.tensors:
             raise CheckpointError(f"{header.path.name} is not {TAEF2}'s ({header.path}).")
@@ -177,10 +178,10 @@ def _columns(tensor):
 def _model(tensors, formats):
     for prefix in ("", "model.diffusion_model."):
         for modulation, image, text, final, double, single in (
-            ("double_stream_modulation_img.lin.weight", "img_in.weight", "txt_in.weight", "final_layer.linear.weight",
-             "double_blocks.", "single_blocks."),
-            ("double_stream_modulation_img.linear.weight", "x_embedder.weight", "context_embedder.weight", "proj_out.weight",
-             "transformer_blocks.", "single_transformer_blocks."),
+            ("double_stream_modulation_img.lin.weight", "img_in.weight", "txt_in.weight",
+             "final_layer.linear.weight", "double_blocks.", "single_blocks."),
+            ("double_stream_modulation_img.linear.weight", "x_embedder.weight", "context_embedder.weight",
+             "proj_out.weight", "transformer_blocks.", "single_transformer_blocks."),
         ):
             needed = [tensors.get(prefix + key) for key in (image, text, final)]
             if prefix + modulation not in tensors or not all(tensor and len(tensor.shape) == 2 for tensor in needed):
@@ -210,8 +211,8 @@ def _text_encoder(tensors, formats):
         if norm and len(norm.shape) == 1:
             return _part(tensors, formats, TEXT_ENCODER, architecture, prefix, width=norm.shape[0],
                          layers=(_count(tensors, layers),))
-    return _part(tensors, formats, TEXT_ENCODER, "damaged " + architecture if architecture.startswith(QWEN3) else architecture,
-                 prefix)
+    damaged = "damaged " if architecture in (QWEN3, QWEN3_VL) else ""
+    return _part(tensors, formats, TEXT_ENCODER, damaged + architecture, prefix)
 
 
 def _vae(tensors, formats):
@@ -232,7 +233,7 @@ def _vae(tensors, formats):
 
 
 def _weights(tensors, formats):
-    """The dtype or quantisation of most bytes. ComfyUI's formats: comfy/quant_ops.py, comfy/utils.py `convert_old_quants`."""
+    """The dtype or quantisation of most bytes; the formats are those of comfy/quant_ops.py and `convert_old_quants`."""
     named = Counter(form for layer, form in formats.items() if layer + ".weight" in tensors)
     if named:
         return named.most_common(1)[0][0]
@@ -242,7 +243,8 @@ def _weights(tensors, formats):
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.end - tensor.begin
     dtype = sizes.most_common(1)[0][0]
-    if dtype.startswith("F8") and any(key.endswith((".weight_scale", ".scale_weight", "scaled_fp8")) for key in tensors):
+    scales = (".weight_scale", ".scale_weight", "scaled_fp8")
+    if dtype.startswith("F8") and any(key.endswith(scales) for key in tensors):
         return "fp8 scaled"
     return DTYPES.get(dtype, dtype)
 
@@ -255,4 +257,5 @@ def _formats(header):
     try:
         return {layer: str(settings["format"]) for layer, settings in json.loads(text)["layers"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{header.path.name} is damaged: its quantisation metadata cannot be read ({header.path}).") from None
+        raise CheckpointError(f"{header.path.name} is damaged: "
+                              f"its quantisation metadata cannot be read ({header.path}).") from None

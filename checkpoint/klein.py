@@ -1,12 +1,11 @@
 """The tensors of a FLUX.2 [klein] transformer: their names in the original files and in diffusers, and their shapes."""
 
-
 import torch
 
 from .header import CheckpointError
 from .inspection import KLEIN, MODEL
 
-# Original name: (rows as a multiple of the hidden size, or None), diffusers' name or names. The original fuses q, k and v.
+# Original name: (rows as a multiple of the hidden size, or None; diffusers' name, or names of what the original fuses).
 # Source: diffusers/loaders/single_file_utils.py, `convert_flux2_transformer_checkpoint_to_diffusers`.
 OUTSIDE = {
     "img_in": (1, "x_embedder"),
@@ -49,9 +48,11 @@ def layout(double_blocks, single_blocks):
         `{original name: (rows as a multiple of the hidden size or None, diffusers' names)}`.
     """
     tensors = {}
-    for theirs, ours, count, table in (("", "", 1, OUTSIDE),
-                                       ("transformer_blocks.{}.", "double_blocks.{}.", double_blocks, DOUBLE_BLOCK),
-                                       ("single_transformer_blocks.{}.", "single_blocks.{}.", single_blocks, SINGLE_BLOCK)):
+    for theirs, ours, count, table in (
+        ("", "", 1, OUTSIDE),
+        ("transformer_blocks.{}.", "double_blocks.{}.", double_blocks, DOUBLE_BLOCK),
+        ("single_transformer_blocks.{}.", "single_blocks.{}.", single_blocks, SINGLE_BLOCK),
+    ):
         for number in range(count):
             for name, (rows, *names) in table.items():
                 key = ours.format(number) + name + (".scale" if name.endswith("_norm") else ".weight")
@@ -74,9 +75,11 @@ def check_tensors(checkpoint):
         known.update(part.prefix + name for name in names)
         for name in names:
             # ComfyUI's ModelSave calls the norms' scale `weight`.
-            tensor = checkpoint.tensors.get(part.prefix + name) or checkpoint.tensors.get(part.prefix + key.replace(".scale", ".weight"))
+            names_of_it = (part.prefix + name, part.prefix + key.replace(".scale", ".weight"))
+            tensor = next((checkpoint.tensors[one] for one in names_of_it if one in checkpoint.tensors), None)
             if tensor is None:
-                raise CheckpointError(f"{checkpoint.name} is damaged or cut down: it has no {name} ({checkpoint.files[0]}).")
+                raise CheckpointError(f"{checkpoint.name} is damaged or cut down: "
+                                      f"it has no {name} ({checkpoint.files[0]}).")
             wanted = rows and rows * part.width // len(names)
             if wanted and tensor.shape[:1] != (wanted,):
                 raise CheckpointError(f"{checkpoint.name} is damaged: its {name} has the shape {list(tensor.shape)}, "
@@ -95,8 +98,8 @@ def original_weight(key, parts):
         key: its original name.
         parts: diffusers' tensors for it, in order: q, k, v each [hidden, hidden], or the only one.
     Returns:
-        The only one as it is; q, k, v on top of each other, [3·hidden, hidden]; the final modulation, [2·hidden, hidden],
-        with its halves swapped: diffusers puts scale before shift.
+        The only one as it is; q, k, v on top of each other, [3·hidden, hidden]; the final modulation,
+        [2·hidden, hidden], with its halves swapped: diffusers puts scale before shift.
     """
     if key == FINAL_MODULATION:
         scale, shift = parts[0].chunk(2)

@@ -3,7 +3,7 @@
 from .header import CheckpointError
 from .inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TAEF2, TEXT_ENCODER, VAE
 from .klein import check_tensors
-from .qwen3 import LAYERS_READ
+from .qwen3 import LAYERS_READ, config
 
 # Klein reads three hidden states of its text encoder, side by side.
 STATES = 3
@@ -21,10 +21,12 @@ def check_model(checkpoint):
     """
     part = checkpoint.parts.get(MODEL)
     if part is None or part.architecture != KLEIN:
-        raise CheckpointError(f"Expected `diffusion_model` to be a {KLEIN}, but {checkpoint.name} is {checkpoint.what(MODEL)}.")
+        raise CheckpointError(f"Expected `diffusion_model` to be a {KLEIN}, "
+                              f"but {checkpoint.name} is {checkpoint.what(MODEL)}.")
     check_tensors(checkpoint)
     if part.text_width % STATES:
-        raise CheckpointError(f"{checkpoint.name} is damaged: its text input is {part.text_width} wide, not {STATES} × a hidden size.")
+        raise CheckpointError(f"{checkpoint.name} is damaged: "
+                              f"its text input is {part.text_width} wide, not {STATES} × a hidden size.")
 
 
 def fits(model, role, checkpoint):
@@ -33,14 +35,20 @@ def fits(model, role, checkpoint):
     Args:
         model: the Klein's `Checkpoint`.
         role: `TEXT_ENCODER`: its three hidden states fill the text input; or `VAE`: FLUX.2's, which every Klein uses.
+    Raises:
+        CheckpointError: it would fit, but lacks tensors.
     """
     part = checkpoint.parts.get(role)
     if part is None:
         return False
     if role == VAE:
         return part.architecture in (FLUX2_VAE, TAEF2)
-    return (part.architecture in (QWEN3, QWEN3_VL) and part.layers[0] >= LAYERS_READ
-            and STATES * part.width == model.parts[MODEL].text_width)
+    if part.architecture not in (QWEN3, QWEN3_VL) or part.layers[0] < LAYERS_READ:
+        return False
+    if STATES * part.width != model.parts[MODEL].text_width:
+        return False
+    config(checkpoint, trim=True)
+    return True
 
 
 def rank(model, checkpoint):

@@ -7,6 +7,8 @@ from .inspection import QWEN3, QWEN3_VL, TEXT_ENCODER
 
 LAYERS_READ = 27
 HEAD_WIDTH = 128
+LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm", "self_attn.q_proj",
+         "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -47,18 +49,29 @@ def config(checkpoint, *, trim):
     if part is None or part.architecture not in (QWEN3, QWEN3_VL):
         raise CheckpointError(f"{checkpoint.name} is {checkpoint.what(TEXT_ENCODER)}, not a Qwen3 text encoder.")
     if part.layers[0] < LAYERS_READ:
-        raise CheckpointError(f"{checkpoint.name} has {part.layers[0]} layers, and Klein reads up to layer {LAYERS_READ}.")
-    rows = {plain_key(key, part.prefix, trim=False): tensor.shape[0] for key, tensor in checkpoint.tensors.items() if tensor.shape}
-    try:
-        shape = {
-            "hidden_size": part.width,
-            "vocab_size": rows["model.embed_tokens.weight"],
-            "intermediate_size": rows["model.layers.0.mlp.gate_proj.weight"],
-            "num_attention_heads": rows["model.layers.0.self_attn.q_proj.weight"] // HEAD_WIDTH,
-            "num_key_value_heads": rows["model.layers.0.self_attn.k_proj.weight"] // HEAD_WIDTH,
-        }
-    except KeyError as error:
-        raise CheckpointError(f"{checkpoint.name} is damaged: it has no {error.args[0]}.") from None
+        raise CheckpointError(f"{checkpoint.name} has {part.layers[0]} layers, "
+                              f"and Klein reads up to layer {LAYERS_READ}.")
+    rows = {plain_key(key, part.prefix, trim=False): tensor.shape[0]
+            for key, tensor in checkpoint.tensors.items() if tensor.shape}
+
+    def need(key, of=None):
+        if key not in rows:
+            raise CheckpointError(f"{checkpoint.name} is damaged: it has no {key}.")
+        if of is not None and rows[key] != of:
+            raise CheckpointError(f"{checkpoint.name} is damaged: its {key} has {rows[key]} rows, not {of}.")
+        return rows[key]
+
+    first = {name: need(f"model.layers.0.{name}.weight") for name in LAYER}
+    for layer in range(LAYERS_READ if trim else part.layers[0]):
+        for name, count in first.items():
+            need(f"model.layers.{layer}.{name}.weight", count)
+    shape = {
+        "hidden_size": part.width,
+        "vocab_size": need("model.embed_tokens.weight"),
+        "intermediate_size": first["mlp.gate_proj"],
+        "num_attention_heads": first["self_attn.q_proj"] // HEAD_WIDTH,
+        "num_key_value_heads": first["self_attn.k_proj"] // HEAD_WIDTH,
+    }
     # A file of 27 layers is already trimmed; its last hidden state is read before any final norm.
     if trim or part.layers[0] == LAYERS_READ:
         return {**shape, "num_hidden_layers": LAYERS_READ, "final_norm": False, "lm_head": False}

@@ -35,7 +35,8 @@ WEIGHT_DTYPES = {
 
 def listed(role):
     """Names of what is installed for a role, as ComfyUI lists it: safetensors files, diffusers folders, taef2."""
-    names = [name for name in folder_paths.get_filename_list(FOLDERS[role]) if name.lower().endswith((".safetensors", ".sft"))]
+    files = folder_paths.get_filename_list(FOLDERS[role])
+    names = [name for name in files if name.lower().endswith((".safetensors", ".sft"))]
     if role == MODEL:
         names += sorted(diffusers_folders())
     if role == VAE and TAEF2 in nodes.VAELoader.vae_list(nodes.VAELoader):
@@ -89,7 +90,9 @@ def taef2_file(side):
 def inside(path):
     """The path, unless it is a link that leaves ComfyUI's folders."""
     target = os.path.realpath(path)
-    folders = [folder_paths.models_dir, *(folder for folders, *_ in folder_paths.folder_names_and_paths.values() for folder in folders)]
+    folders = [folder_paths.models_dir]
+    for registered, *_ in folder_paths.folder_names_and_paths.values():
+        folders += registered
     if not any(Path(target).is_relative_to(os.path.realpath(folder)) for folder in folders):
         raise CheckpointError(f"{os.path.basename(path)} is a link to {target}, outside ComfyUI's model folders; "
                               "name that folder in extra_model_paths.yaml, or move the file.")
@@ -102,16 +105,15 @@ def fitting(model, role):
     for name in listed(role):
         try:
             checkpoint = look(role, name)[0][role]
+            if pairing.fits(model, role, checkpoint):
+                found.append(checkpoint)
         except CheckpointError as error:
             damaged.append(error)
-            continue
-        if pairing.fits(model, role, checkpoint):
-            found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: pairing.rank(model, checkpoint)), damaged
 
 
 def choose(model, role, name, bundled):
-    """The text encoder or VAE for a Klein: the one named; with `auto` the one it comes with, or the best that is installed."""
+    """The text encoder or VAE for a Klein: the one named; with `auto` the one it comes with, or the best installed."""
     if name != AUTO:
         checkpoint = look(role, name)[0][role]
         if pairing.fits(model, role, checkpoint):
@@ -126,7 +128,8 @@ def choose(model, role, name, bundled):
 
 
 def resolve(diffusion_model, text_encoder, vae):
-    """The three checkpoints that the inputs mean, checked against each other from their headers, and the folder's say."""
+    """The three checkpoints that the inputs mean, checked against each other from their headers, and what the model's
+    folder says of the variant."""
     bundled, says = look(MODEL, diffusion_model)
     klein = bundled[MODEL]
     pairing.check_model(klein)
@@ -141,25 +144,30 @@ class KleinKitLoader(io.ComfyNode):
             node_id="KleinKitLoader",
             display_name="Klein Loader",
             category="KleinKit/loaders",
-            description="Loads a FLUX.2 [klein] with the text encoder and the VAE that fit it, and says which Klein it is. "
+            description="Loads a FLUX.2 [klein] with the text encoder and the VAE that fit it, and says which it is. "
                         "The text encoder takes a quarter less memory and time than with ComfyUI's own loader.",
-            search_aliases=["load klein", "flux2 klein", "unet loader", "clip loader", "checkpoint loader", "diffusers loader"],
+            search_aliases=["load klein", "flux2 klein", "unet loader", "clip loader", "checkpoint loader",
+                            "diffusers loader"],
             inputs=[
                 io.Combo.Input("diffusion_model", options=listed(MODEL),
-                               tooltip="A file in models/diffusion_models, or a folder of models/diffusers (ends in model_index.json)."),
+                               tooltip="A file in models/diffusion_models, or a folder of models/diffusers "
+                                       "(ends in model_index.json)."),
                 io.Combo.Input("text_encoder", options=[AUTO, *listed(TEXT_ENCODER)], default=AUTO,
-                               tooltip="A Qwen3 in models/text_encoders: 4B for Klein 4B, 8B for Klein 9B. auto takes one that fits."),
+                               tooltip="A Qwen3 in models/text_encoders: 4B for Klein 4B, 8B for Klein 9B. "
+                                       "auto takes one that fits."),
                 io.Combo.Input("vae", options=[AUTO, *listed(VAE)], default=AUTO,
                                tooltip="FLUX.2's VAE in models/vae, or taef2. auto takes one that fits."),
                 io.Combo.Input("variant", options=[AUTO, "distilled", "base"], default=AUTO,
-                               tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata; info says how it decided."),
+                               tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata; "
+                                       "info says how it decided."),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True,
                                tooltip="The dtype to keep the model's weights in. default: the file's own."),
                 io.Combo.Input("distilled_cfg", options=["ignore", "allow"], default="ignore", advanced=True,
-                               tooltip="On a distilled model, ignore: a cfg above 1 counts as 1, as in diffusers. allow: it is applied."),
+                               tooltip="On a distilled model, ignore: a cfg above 1 counts as 1, as in diffusers. "
+                                       "allow: it is applied."),
                 io.Boolean.Input("trim_text_encoder", default=True, advanced=True,
-                                 tooltip="Leave out the layers of the text encoder that Klein never uses. Pictures stay the same. "
-                                         "Turn it off to generate text with the encoder."),
+                                 tooltip="Leave out the layers of the text encoder that Klein never uses. "
+                                         "Pictures stay the same. Turn it off to generate text with the encoder."),
             ],
             outputs=[
                 io.Model.Output(tooltip="The Klein."),
@@ -178,7 +186,8 @@ class KleinKitLoader(io.ComfyNode):
             return True
         if str(diffusion_model).lower().endswith(".gguf"):
             return f"{diffusion_model} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
-        return f"{diffusion_model!r} is not a safetensors file in models/diffusion_models, nor a folder in models/diffusers."
+        return (f"{diffusion_model!r} is not a safetensors file in models/diffusion_models, "
+                "nor a folder in models/diffusers.")
 
     @classmethod
     def fingerprint_inputs(cls, diffusion_model=AUTO, text_encoder=AUTO, vae=AUTO, **_):
@@ -202,7 +211,8 @@ class KleinKitLoader(io.ComfyNode):
         model = load_model(klein, dict(WEIGHT_DTYPES[weight_dtype]))
         if trained.distilled and ignore_cfg:
             model = with_rule(model, Distilled())
-        return io.NodeOutput(model, load_text_encoder(encoder, trim_text_encoder), load_vae(picture), trained.steps, trained.cfg, info)
+        clip = load_text_encoder(encoder, trim_text_encoder)
+        return io.NodeOutput(model, clip, load_vae(picture), trained.steps, trained.cfg, info)
 
 
 NODES = [KleinKitLoader]

@@ -51,7 +51,8 @@ def diffusers_model(files, model_options, disable_dynamic=False):
             fused[key] = parts
             # Stands in without memory of its own, while ComfyUI reads sizes and dtypes.
             weights[key] = parts[0].new_zeros(()).expand(sum(len(rows) for rows in parts), *parts[0].shape[1:])
-    patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options=model_options, disable_dynamic=disable_dynamic)
+    patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options=model_options,
+                                                       disable_dynamic=disable_dynamic)
     for key, parts in fused.items():
         linear = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
         linear.load_state_dict({"weight": original_weight(key, parts)}, strict=False, assign=patcher.is_dynamic())
@@ -73,7 +74,8 @@ def text_encoder(files, trim, disable_dynamic=False):
     weights, _ = comfy.utils.convert_old_quants(weights, model_prefix=prefix, metadata=checkpoint.metadata)
     named = ((qwen3.plain_key(key, prefix, trim=trim), tensor) for key, tensor in weights.items())
     weights = {key: tensor for key, tensor in named if key}
-    kind, tokenizer = ("qwen3_8b", flux.KleinTokenizer8B) if config["hidden_size"] == 4096 else ("qwen3_4b", flux.KleinTokenizer)
+    big = config["hidden_size"] == 4096
+    kind, tokenizer = ("qwen3_8b", flux.KleinTokenizer8B) if big else ("qwen3_4b", flux.KleinTokenizer)
     model = flux.klein_te(**llama_detect(weights), model_type=kind)
     clip = comfy.sd.CLIP(ClipTarget(tokenizer, mute(model) if trim else model),
                          embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -92,7 +94,8 @@ def mute(model):
 
     class Trimmed(model):
         def generate(self, *args, **kwargs):
-            raise ValueError("KleinKitLoader: a trimmed text encoder cannot generate text; turn `trim_text_encoder` off.")
+            raise ValueError("KleinKitLoader: a trimmed text encoder cannot generate text; "
+                             "turn `trim_text_encoder` off.")
 
     return Trimmed
 
@@ -100,7 +103,8 @@ def mute(model):
 def vae(files, prefix, disable_dynamic=False):
     """`comfy.sd.VAE` from the keys that begin with `prefix`, as ComfyUI's VAELoader makes it."""
     checkpoint = inspect(*files)
-    weights = {key.removeprefix(prefix): tensor for key, tensor in read(checkpoint, lambda key: key.startswith(prefix)).items()}
+    weights = read(checkpoint, lambda key: key.startswith(prefix))
+    weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
     loaded = comfy.sd.VAE(sd=weights, metadata=checkpoint.metadata)
     loaded.throw_exception_if_invalid()
     loaded.patcher.cached_patcher_init = (vae_patcher, (files, prefix))

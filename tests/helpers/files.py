@@ -38,7 +38,8 @@ def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype
     """`{name: (dtype, shape)}` of a FLUX.2 [klein] transformer; as given, of the 4B."""
     shapes = {"img_in": (hidden, 128), "txt_in": (hidden, text_width), "time_in.in_layer": (hidden, 256),
               "time_in.out_layer": (hidden, hidden), "double_stream_modulation_img.lin": (6 * hidden, hidden),
-              "double_stream_modulation_txt.lin": (6 * hidden, hidden), "single_stream_modulation.lin": (3 * hidden, hidden),
+              "double_stream_modulation_txt.lin": (6 * hidden, hidden),
+              "single_stream_modulation.lin": (3 * hidden, hidden),
               "final_layer.adaLN_modulation.1": (2 * hidden, hidden), "final_layer.linear": (128, hidden)}
     norms = {}
     for i in range(double_blocks):
@@ -48,7 +49,8 @@ def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype
                        f"{block}_mlp.0": (6 * hidden, hidden), f"{block}_mlp.2": (hidden, 3 * hidden)}
             norms |= {f"{block}_attn.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
     for i in range(single_blocks):
-        shapes |= {f"single_blocks.{i}.linear1": (9 * hidden, hidden), f"single_blocks.{i}.linear2": (hidden, 4 * hidden)}
+        shapes |= {f"single_blocks.{i}.linear1": (9 * hidden, hidden),
+                   f"single_blocks.{i}.linear2": (hidden, 4 * hidden)}
         norms |= {f"single_blocks.{i}.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
     shapes = {name + ".weight": shape for name, shape in shapes.items()} | norms
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
@@ -63,7 +65,8 @@ def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, dtype
             "self_attn.q_norm": (128,), "self_attn.k_norm": (128,),
             "self_attn.q_proj": (heads * 128, hidden), "self_attn.k_proj": (kv_heads * 128, hidden),
             "self_attn.v_proj": (kv_heads * 128, hidden), "self_attn.o_proj": (hidden, heads * 128),
-            "mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden), "mlp.down_proj": (hidden, intermediate),
+            "mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden),
+            "mlp.down_proj": (hidden, intermediate),
         }.items()}
     shapes["norm.weight"] = (hidden,)
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
@@ -71,7 +74,8 @@ def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, dtype
 
 def flux2_vae(channels=32, prefix=""):
     """Enough of `{name: (dtype, shape)}` of a VAE to tell which it is: 32 channels FLUX.2's, 16 FLUX.1's, 4 SDXL's."""
-    tensors = {"decoder.conv_in.weight": ("F32", (512, channels, 3, 3)), "encoder.conv_out.weight": ("F32", (2 * channels, 512, 3, 3))}
+    tensors = {"decoder.conv_in.weight": ("F32", (512, channels, 3, 3)),
+               "encoder.conv_out.weight": ("F32", (2 * channels, 512, 3, 3))}
     if channels == 32:
         tensors["bn.running_mean"] = ("F32", (128,))
     return {prefix + name: entry for name, entry in tensors.items()}

@@ -93,10 +93,13 @@ def test_header_of_the_largest_size_is_read_fast(tmp_path):
 
 
 json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-                           lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=10), children, max_size=4),
+                           lambda children: (st.lists(children, max_size=4)
+                                             | st.dictionaries(st.text(max_size=10), children, max_size=4)),
                            max_leaves=10)
-names = st.sampled_from([*klein(double_blocks=1, single_blocks=1), "model.layers.0.input_layernorm.weight", "model.layers.0.self_attn.q_norm.weight",
-                         "decoder.conv_in.weight", "bn.running_mean", "__metadata__", "_quantization_metadata"]) | st.text(max_size=20)
+names = st.text(max_size=20) | st.sampled_from([
+    *klein(double_blocks=1, single_blocks=1), "model.layers.0.input_layernorm.weight",
+    "model.layers.0.self_attn.q_norm.weight", "decoder.conv_in.weight", "bn.running_mean", "__metadata__",
+    "_quantization_metadata"])
 entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "BF16", "U8", "F4"]) | json_values,
                                  "shape": st.lists(st.integers(-1, 2**70), max_size=5) | json_values,
                                  "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | json_values})
@@ -114,7 +117,8 @@ def whole_files(draw):
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
         end += size
     header.pop("__metadata__", None)
-    return packed({"__metadata__": draw(st.dictionaries(names, st.text(max_size=30), max_size=2)), **header}, bytes(end))
+    metadata = draw(st.dictionaries(names, st.text(max_size=30), max_size=2))
+    return packed({"__metadata__": metadata, **header}, bytes(end))
 
 
 @settings(max_examples=2000, deadline=1000, suppress_health_check=list(HealthCheck))

@@ -33,27 +33,34 @@ def test_18_gb_in_10_ms(file):
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_klein(file, shape, size, text_width, prefix):
     part = inspect(file(klein(**shape, prefix=prefix))).parts[MODEL]
-    assert (part.architecture, part.size, part.text_width, part.prefix, part.weights) == (KLEIN, size, text_width, prefix, "bf16")
+    found = (part.architecture, part.size, part.text_width, part.prefix, part.weights)
+    assert found == (KLEIN, size, text_width, prefix, "bf16")
 
 
 def test_all_in_one(file):
-    tensors = {**klein(prefix="model.diffusion_model."), **qwen3(prefix="text_encoders.qwen3_4b.transformer.model."), **flux2_vae(prefix="vae.")}
-    parts = inspect(file(tensors)).parts
+    tensors = {**klein(prefix="model.diffusion_model."), **qwen3(prefix="text_encoders.qwen3_4b.transformer.model."),
+               **flux2_vae(prefix="vae.")}
+    found = inspect(file(tensors))
+    parts = found.parts
     assert {role: (part.architecture, part.prefix) for role, part in parts.items()} == {
         MODEL: (KLEIN, "model.diffusion_model."),
         TEXT_ENCODER: (QWEN3, "text_encoders.qwen3_4b.transformer."),
         VAE: (FLUX2_VAE, "vae."),
     }
     # The file is the sum of its parts: nothing is counted twice.
-    assert sum(part.bytes for part in parts.values()) == sum(tensor.end - tensor.begin for tensor in inspect(file(tensors)).tensors.values())
+    all_bytes = sum(tensor.end - tensor.begin for tensor in found.tensors.values())
+    assert sum(part.bytes for part in parts.values()) == all_bytes
+
+
+VISUAL = ("BF16", (1024, 1536))
 
 
 @pytest.mark.parametrize("tensors, hidden, layers, architecture", [
     (qwen3(), 2560, 36, QWEN3),
     (qwen3(hidden=4096, intermediate=12288), 4096, 36, QWEN3),
     (qwen3(layers=27), 2560, 27, QWEN3),
-    (qwen3(prefix="model.language_model.") | {"model.visual.patch_embed.proj.weight": ("BF16", (1024, 1536))}, 2560, 36, QWEN3_VL),
-    (qwen3() | {"visual.patch_embed.proj.weight": ("BF16", (1024, 1536))}, 2560, 36, QWEN3_VL),
+    (qwen3(prefix="model.language_model.") | {"model.visual.patch_embed.proj.weight": VISUAL}, 2560, 36, QWEN3_VL),
+    (qwen3() | {"visual.patch_embed.proj.weight": VISUAL}, 2560, 36, QWEN3_VL),
 ])
 def test_text_encoder(file, tensors, hidden, layers, architecture):
     part = inspect(file(tensors)).parts[TEXT_ENCODER]
@@ -85,8 +92,8 @@ def test_packed_text_width(file):
 
 @pytest.mark.parametrize("tensors, role, words", [
     ({"double_blocks.0.img_mod.lin.weight": ("BF16", (18432, 3072))}, MODEL, "FLUX.1"),
-    ({"model.diffusion_model.input_blocks.0.0.weight": ("F16", (320, 4, 3, 3)), "model.diffusion_model.label_emb.0.0.weight": ("F16", (1280, 2816))},
-     MODEL, "SDXL"),
+    ({"model.diffusion_model.input_blocks.0.0.weight": ("F16", (320, 4, 3, 3)),
+      "model.diffusion_model.label_emb.0.0.weight": ("F16", (1280, 2816))}, MODEL, "SDXL"),
     ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (18432, 3072))}, MODEL, "Qwen-Image"),
     (klein() | {"guidance_in.in_layer.weight": ("BF16", (3072, 256))}, MODEL, "FLUX.2 [dev]"),
     (qwen3() | {"model.layers.0.self_attn.k_proj.bias": ("BF16", (512,))}, TEXT_ENCODER, "Qwen2.5"),
@@ -104,7 +111,8 @@ def test_says_what_else_it_is(file, tensors, role, words):
 def test_shards(tmp_path):
     tensors = klein()
     first = dict(list(tensors.items())[:40])
-    files = [write(tmp_path / "a.safetensors", first), write(tmp_path / "b.safetensors", {k: v for k, v in tensors.items() if k not in first})]
+    second = {key: entry for key, entry in tensors.items() if key not in first}
+    files = [write(tmp_path / "a.safetensors", first), write(tmp_path / "b.safetensors", second)]
     assert inspect(*files).parts[MODEL].size == "4B"
     with pytest.raises(CheckpointError, match=r"b\.safetensors holds .* a second time"):
         inspect(files[0], write(tmp_path / "b.safetensors", tensors))
@@ -121,4 +129,5 @@ def test_header_is_what_safetensors_reads(tmp_path, models):
     header = read_header(models["base"])
     with safe_open(models["base"], "np") as file:
         assert header.metadata == file.metadata()
-        assert {key: list(tensor.shape) for key, tensor in header.tensors.items()} == {key: file.get_slice(key).get_shape() for key in file.keys()}
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+    assert {key: tensor.shape for key, tensor in header.tensors.items()} == shapes
