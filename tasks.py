@@ -264,7 +264,8 @@ def environment(name, based_on=None):
     # Not sys.executable: tasks.py may itself be run by the environment that is to be made anew.
     step(f"Making a Python environment in {name}", [based_on or sys._base_executable, "-m", "venv", folder])
     if based_on:
-        packages = "import sys; print(*(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))), sep='\\n')"
+        packages = ("import sys; "
+                    "print(*(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))), sep='\\n')")
         own = Path(answer(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
         (own / "kleinkit-based-on.pth").write_text(answer(based_on, packages) + "\n", "utf-8")
     stamp.write_text(mark, "utf-8")

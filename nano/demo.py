@@ -95,18 +95,18 @@ def demo():
     start = time.monotonic()
     DEMO.mkdir(exist_ok=True)
     # Of its own for each run: a second demo beside it, or one that was killed, is in nobody's way.
-    with tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base:
-        with with_comfyui(Path(base)) as server:
-            klein = installed_klein(server)
-            print(f"Model: {klein}" if klein else "Model: the nano Klein (random weights: the picture shows no apple)")
-            prompt = workflow(klein)
-            outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
-            print()
-            if outcome.error:
-                raise RuntimeError("\n".join(api.sentences(outcome.error)))
-            [picture] = api.pictures(server, outcome)
-            path = DEMO / f"KleinKit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.png"
-            shutil.copyfile(picture, path)
+    with (tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
+          with_comfyui(Path(base)) as server):
+        klein = installed_klein(server)
+        print(f"Model: {klein}" if klein else "Model: the nano Klein (random weights: the picture shows no apple)")
+        prompt = workflow(klein)
+        outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
+        print()
+        if outcome.error:
+            raise RuntimeError("\n".join(api.sentences(outcome.error)))
+        [picture] = api.pictures(server, outcome)
+        path = DEMO / f"KleinKit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.png"
+        shutil.copyfile(picture, path)
     for line in re.findall(r"KleinKit: (\d+ steps, .*)", outcome.log):
         print(f"Ran: {line}")
     print(f"Picture: {path}")

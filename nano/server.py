@@ -36,7 +36,7 @@ class Server(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a prompt: `outputs` by node id, `error` (None, or ComfyUI's answer), `log` (what it said meanwhile)."""
+    """What became of a prompt: `outputs` by node id, `error` (None, or the answer), `log` (of this time)."""
 
     outputs: dict
     error: dict | None
@@ -75,7 +75,8 @@ def put_pack(base):
 
 def _command(comfyui, base, port, cpu, pack, models):
     command = [sys.executable, "-u", str(comfyui / "main.py"), "--listen", HOST, "--port", str(port),
-               "--base-directory", str(base), "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
+               "--base-directory", str(base),
+               "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
                "--disable-auto-launch", "--disable-api-nodes", "--disable-all-custom-nodes"]
     if pack:
         # An extra_model_paths.yaml of the installation may name custom nodes: only ours is let in.
@@ -232,7 +233,9 @@ async def _follow(server, prompt, on_event):
 def sentences(error):
     """What ComfyUI says of a prompt that it refused or that failed: one text a problem, each with the node's id."""
     if "node_errors" not in error:
-        return [f"{error['node_type']}: {error.get('exception_message', 'interrupted').strip()}"]
+        # KleinKit's errors name their node themselves.
+        message = error.get("exception_message", "interrupted").strip()
+        return [f"{error['node_type']}: {message.removeprefix(error['node_type'] + ': ')}"]
     found = [f"{node['class_type']}: {problem['message']}: {problem['details']}"
              for node in error["node_errors"].values() for problem in node["errors"]]
     return found or [f"{error['error']['message']}: {error['error']['details']}"]

@@ -33,7 +33,9 @@ def pytest_collection_finish():
         sys.modules.pop(name, None)
 
 
-def _comfyui():
+@pytest.fixture(scope="session")
+def comfyui():
+    """The folder of the ComfyUI to test with."""
     path = tasks.find_comfyui()
     assert path, "These tests need ComfyUI: run `python3 tasks.py setup`, or set COMFYUI_PATH."
     return path
@@ -48,9 +50,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def comfy(models):
+def comfy(models, comfyui):
     """The real ComfyUI, in this process and on the CPU, with the pack loaded the way ComfyUI loads it."""
-    sys.path.insert(0, str(_comfyui()))
+    sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args
 
     args.cpu = True
@@ -73,14 +75,14 @@ def pack(comfy):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server(tmp_path_factory, comfyui):
     """A ComfyUI server with the pack and the nano family; `kleinkit.nano.server` queues prompts on it."""
     from kleinkit.nano.build import build
     from kleinkit.nano.server import running
 
     base = tmp_path_factory.mktemp("server")
     build(base / "models")
-    with running(_comfyui(), base) as server:
+    with running(comfyui, base) as server:
         yield server
 
 

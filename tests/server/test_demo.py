@@ -1,0 +1,45 @@
+"""The demo's workflow over the API queue."""
+
+import numpy as np
+import pytest
+from kleinkit.nano import server as api
+from kleinkit.nano.demo import workflow
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def runs(server):
+    """The workflow queued twice, the second time with nothing left of the first: (picture, sampler's progress, log)."""
+    runs = []
+    for _ in range(2):
+        prompt, progress = workflow(), []
+
+        def listen(kind, data, progress=progress):
+            if kind == "progress":
+                progress.append((data["node"], data["value"], data["max"]))
+
+        outcome = api.queue(server, prompt, listen)
+        assert outcome.error is None, api.sentences(outcome.error)
+        [picture] = api.pictures(server, outcome)
+        [sampler] = [key for key, node in prompt.items() if node["class_type"] == "SamplerCustomAdvanced"]
+        steps = [(value, of) for node, value, of in progress if node == sampler]
+        runs.append((np.asarray(Image.open(picture)), steps, outcome.log))
+        api.forget(server)
+    return runs
+
+
+def test_queued_twice_with_the_same_pixels(runs):
+    (first, *_), (second, *_) = runs
+    assert np.array_equal(first, second)
+
+
+def test_both_times_the_sampler_ran(runs):
+    for _, steps, log in runs:
+        assert steps[-1] == (20, 20)
+        assert log.count("KleinKit: 20 steps") == 1
+
+
+def test_picture_has_the_size_of_the_latent_and_is_not_flat(runs):
+    picture = runs[0][0]
+    assert picture.shape == (256, 256, 3)
+    assert picture.std() > 5
