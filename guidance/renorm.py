@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from ..scheduler.checks import number, one_of
-from .rule import RENORM, Rule
+from .rule import RENORM, Rule, precise
 
 # The dimensions of [B, C, …] that one norm spans: a sample, all channels of a place, all places of a channel.
 MODES = {
@@ -28,12 +28,11 @@ def renorm(guided, cond, mode="global", strength=1.0, shrink_only=True):
         [B, C, …]; v where its norm is 0.
     """
     dims = MODES[mode](guided.ndim)
-    norm = torch.linalg.vector_norm(guided, dim=dims, keepdim=True)
-    target = torch.linalg.vector_norm(cond, dim=dims, keepdim=True)
+    norm, target = (torch.linalg.vector_norm(v, dim=dims, keepdim=True, dtype=precise(v.device)) for v in (guided, cond))
     factor = torch.where(norm > 0, target / norm, torch.ones_like(norm))
     if shrink_only:
         factor = factor.clamp_max(1.0)
-    return guided * (1.0 + strength * (factor - 1.0))
+    return guided * (1.0 + strength * (factor - 1.0)).to(guided.dtype)
 
 
 @dataclass(frozen=True)

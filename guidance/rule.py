@@ -11,6 +11,11 @@ SCHEDULE, DISTILLED, ADAPTIVE, BASE, NEGATIVE, COMBINE, SKIP, RENORM = range(8)
 PASSES = ("cond", "uncond", "image", "skip")
 
 
+def precise(device):
+    """The dtype for sums whose squares would overflow: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a run, before it runs.

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .rule import COMBINE, Rule
+from .rule import COMBINE, Rule, precise
 
 # Below this sine the arc is the line, to every digit that float32 has.
 SMALLEST_SINE = 1e-7
@@ -38,9 +38,7 @@ def angle(a, b):
     Returns:
         [B], in radians; 0 where one of the two is 0.
     """
-    # Apple's GPUs have no float64.
-    precise = torch.float32 if a.device.type == "mps" else torch.float64
-    a, b = (torch.nn.functional.normalize(t.flatten(1).to(precise), dim=1) for t in (a, b))
+    a, b = (torch.nn.functional.normalize(t.flatten(1).to(precise(a.device)), dim=1) for t in (a, b))
     theta = 2.0 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))
     return torch.where(a.any(dim=1) & b.any(dim=1), theta, torch.zeros_like(theta))
 

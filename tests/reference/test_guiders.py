@@ -1,0 +1,99 @@
+"""Each rule against diffusers' own guider, on random tensors."""
+
+import pytest
+import torch
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
+from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
+from hypothesis import given
+from hypothesis import strategies as st
+from kleinkit.guidance import stack
+from kleinkit.guidance.cfg import CFG, Interval
+from kleinkit.guidance.plan import plan, plan_step
+from kleinkit.guidance.rule import Velocities
+from kleinkit.guidance.skip_layer import SkipLayer
+from kleinkit.guidance.zero_star import CFGZeroStar
+
+SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
+BATCHES = (1, 4)
+LAYERS = dict(skip_layer_guidance_layers=[0])
+
+
+def predictions(batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(batch, 128, 6, 4, generator=generator) for name in ("x", "cond", "uncond", "skip")}
+
+
+def ours(rules, v, cfg, index=0, steps=8):
+    step = plan_step(rules, index, steps, 1.0 - index / steps, cfg)
+    if step.zero:
+        return torch.zeros_like(v["cond"])
+    used = Velocities(v["x"], v["cond"], v["uncond"] if "uncond" in step.passes else None,
+                      skip=v["skip"] if "skip" in step.passes else None)
+    guided = stack.guide(rules, used, step)
+    return stack.combined(used, step).guided if guided is None else guided
+
+
+def theirs(guider, v, index=0, steps=8):
+    guider.set_state(step=index, num_inference_steps=steps, timestep=torch.tensor(0))
+    passes = {"pred_cond": v["cond"]}
+    if guider._is_cfg_enabled():
+        passes["pred_uncond"] = v["uncond"]
+    if isinstance(guider, SkipLayerGuidance) and guider._is_slg_enabled():
+        passes["pred_cond_skip"] = v["skip"]
+    return guider.forward(**passes).pred
+
+
+def agree(a, b, cfg):
+    assert torch.isfinite(b).all()
+    assert (a - b).abs().max() <= 1e-5 * max(1.0, cfg)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("cfg", SCALES)
+class TestFormulas:
+    def test_cfg(self, batch, cfg):
+        v = predictions(batch)
+        agree(ours((CFG(),), v, cfg), theirs(ClassifierFreeGuidance(cfg), v), cfg)
+
+    def test_cfg_zero_star(self, batch, cfg):
+        v = predictions(batch)
+        rules = (CFGZeroStar(zero_init_steps=1),)
+        for index in (0, 1, 7):
+            agree(ours(rules, v, cfg, index), theirs(ClassifierFreeZeroStarGuidance(cfg, zero_init_steps=1), v, index), cfg)
+
+    def test_skip_layer(self, batch, cfg):
+        # diffusers leaves out the first step of its range. Without CFG its two formulations begin at different
+        # predictions; the design's begins at the positive, as the original one does, which counts cfg from 0.
+        v = predictions(batch)
+        original = cfg == 1.0
+        guider = SkipLayerGuidance(0.0 if original else cfg, 2.5, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=0.5,
+                                   use_original_formulation=original, **LAYERS)
+        for index in (1, 3, 4):
+            agree(ours((SkipLayer(2.5, start=0.0, end=0.5),), v, cfg, index), theirs(guider, v, index), cfg)
+
+
+@pytest.mark.parametrize("prediction", ("uncond", "cond"))
+def test_a_negative_of_zero_and_a_negative_that_is_the_positive(prediction):
+    v = predictions(2)
+    v["uncond"] = torch.zeros_like(v["cond"]) if prediction == "uncond" else v["cond"].clone()
+    for cfg in SCALES:
+        agree(ours((CFGZeroStar(zero_init_steps=0),), v, cfg), theirs(ClassifierFreeZeroStarGuidance(cfg, zero_init_steps=0), v), cfg)
+
+
+# diffusers rounds a range's ends down; where they fall on steps there is nothing to round.
+@given(steps=st.integers(1, 100), data=st.data())
+def test_ranges_on_whole_steps(steps, data):
+    first = data.draw(st.integers(0, steps - 1))
+    last = data.draw(st.integers(first + 1, steps))
+    start, end = first / steps, last / steps
+    cfg = ClassifierFreeGuidance(4.0, start=start, stop=end)
+    skip = SkipLayerGuidance(4.0, skip_layer_guidance_start=start, skip_layer_guidance_stop=end, **LAYERS)
+    planned = plan((CFG(Interval(start, end)), SkipLayer(start=start, end=end)), [1.0 - i / steps for i in range(steps + 1)], 4.0)
+    for step in planned:
+        for guider in (cfg, skip):
+            guider.set_state(step=step.index, num_inference_steps=steps, timestep=torch.tensor(0))
+        # int(start · steps) may round 6.999… down to a step before the one that is meant.
+        if int(start * steps) == first and int(end * steps) == last:
+            assert ("uncond" in step.passes) == cfg._is_cfg_enabled()
+            assert ("skip" in step.passes) == (skip._is_slg_enabled() or step.index == first)

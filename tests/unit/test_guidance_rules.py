@@ -1,0 +1,176 @@
+"""Each rule against its formula in float64."""
+
+import math
+
+import pytest
+import torch
+from kleinkit.guidance import stack
+from kleinkit.guidance.adaptive import Adaptive, cosine
+from kleinkit.guidance.base_uncond import BaseUncond
+from kleinkit.guidance.cfg import CFG, combine
+from kleinkit.guidance.distilled import Distilled
+from kleinkit.guidance.image import ImageCFG, image_cfg
+from kleinkit.guidance.plan import plan_step
+from kleinkit.guidance.renorm import MODES, Renorm, renorm
+from kleinkit.guidance.rule import Velocities
+from kleinkit.guidance.skip_layer import SkipLayer, rescaled
+from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
+from kleinkit.guidance.zero_star import CFGZeroStar, optimized_scale
+
+SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
+SHAPE = (128, 6, 4)
+
+
+def random(batch, seed, dtype=torch.float32):
+    return torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(result, exact, scale=1.0):
+    assert result.dtype == torch.float32
+    assert (result - exact).abs().max() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("batch", (1, 2, 3, 4))
+class TestFormulas:
+    @pytest.fixture(autouse=True)
+    def predictions(self, batch):
+        self.batch = batch
+        self.cond, self.uncond, self.other = (random(batch, seed) for seed in range(3))
+        self.exact = [t.double() for t in (self.cond, self.uncond, self.other)]
+
+    def each_sample(self, formula):
+        """The formula of one sample's vectors, applied to every sample."""
+        return torch.stack([formula(*(t[i] for t in self.exact)) for i in range(self.batch)])
+
+    @pytest.mark.parametrize("cfg", SCALES)
+    def test_cfg(self, cfg):
+        close(combine(self.cond, self.uncond, cfg), self.each_sample(lambda c, u, _: u + cfg * (c - u)), max(1, cfg))
+
+    def test_optimized_scale(self):
+        exact = self.each_sample(lambda c, u, _: (c * u).sum() / (u * u).sum())
+        close(optimized_scale(self.cond, self.uncond).flatten(), exact)
+
+    @pytest.mark.parametrize("cfg", SCALES)
+    def test_slerp(self, cfg):
+        def formula(c, u, _):
+            theta = torch.acos((c * u).sum() / c.norm() / u.norm())
+            return torch.sin(cfg * theta) / torch.sin(theta) * c + torch.sin((1 - cfg) * theta) / torch.sin(theta) * u
+
+        close(slerp(self.cond, self.uncond, cfg), self.each_sample(formula), max(1, cfg))
+
+    @pytest.mark.parametrize("image_scale", SCALES)
+    @pytest.mark.parametrize("cfg", SCALES)
+    def test_image_cfg(self, cfg, image_scale):
+        exact = self.each_sample(lambda c, u, i: i + image_scale * (u - i) + cfg * (c - u))
+        close(image_cfg(self.cond, self.uncond, self.other, cfg, image_scale), exact, max(1, cfg, image_scale))
+
+    @pytest.mark.parametrize("shrink_only", (True, False))
+    @pytest.mark.parametrize("strength", (0.25, 1.0))
+    @pytest.mark.parametrize("mode", MODES)
+    def test_renorm(self, mode, strength, shrink_only):
+        dims = {"global": (0, 1, 2), "token": (0,), "channel": (1, 2)}[mode]
+
+        def formula(c, guided, _):
+            factor = c.square().sum(dims, keepdim=True).sqrt() / guided.square().sum(dims, keepdim=True).sqrt()
+            if shrink_only:
+                factor = factor.clamp(max=1.0)
+            return (1 - strength) * guided + strength * factor * guided
+
+        close(renorm(self.uncond, self.cond, mode, strength, shrink_only), self.each_sample(formula))
+
+    @pytest.mark.parametrize("rescale", (0.5, 1.0))
+    def test_rescale(self, rescale):
+        cond, guided, x = self.exact
+        denoised = x - guided
+        factor = rescale * (x - cond).std() / denoised.std() + 1 - rescale
+        close(rescaled(self.uncond, self.cond, self.other, rescale), x - denoised * factor)
+
+    def test_cosine_is_the_batch_s_smallest(self):
+        exact = self.each_sample(lambda c, u, _: (c * u).sum() / c.norm() / u.norm())
+        close(cosine(self.cond, self.uncond), exact.min())
+
+
+# A blog's study of CFG in large models, at cos θ = 0.98: {w: (of v_c, of v_u)}.
+GOLDEN_SLERP = {2: (1.96, -1.0), 3: (2.8416, -1.96), 4: (3.60954, -2.8416), 5: (4.23309, -3.60954), 6: (4.68732, -4.23309)}
+
+
+@pytest.mark.parametrize("cfg", GOLDEN_SLERP)
+def test_slerp_weights(cfg):
+    weights = slerp_weights(torch.tensor(math.acos(0.98), dtype=torch.float64), cfg)
+    assert [float(w) for w in weights] == pytest.approx(GOLDEN_SLERP[cfg], abs=5e-6)
+
+
+@pytest.mark.parametrize("angle", (0.0, 1e-9, 1e-4))
+def test_slerp_is_plain_cfg_for_small_angles(angle):
+    cond = random(2, 0)
+    uncond = cond * math.cos(angle) + random(2, 1) * math.sin(angle)
+    close(slerp(cond, uncond, 4.0), combine(cond, uncond, 4.0), 10)
+
+
+ALL_RULES = {
+    "CFG": (CFG(),),
+    "CFG-Zero*": (CFGZeroStar(zero_init_steps=0),),
+    "slerp": (Slerp(),),
+    "image CFG": (ImageCFG(3.0),),
+    "skip-layer": (SkipLayer(end=1.0),),
+    "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
+    **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
+    "all": (CFGZeroStar(zero_init_steps=0), Slerp(), SkipLayer(end=1.0), Renorm(), Adaptive(), BaseUncond(), CFG()),
+}
+
+
+def guided(rules, predictions, cfg):
+    step = plan_step(rules, 0, 8, 1.0, cfg)
+    names = [name for name in ("cond", "uncond", "image", "skip") if name in step.passes]
+    velocities = Velocities(predictions["x"], **{"cond": predictions["cond"], **{name: predictions[name] for name in names}})
+    result = stack.guide(rules, velocities, step)
+    return stack.combined(velocities, step).guided if result is None else result
+
+
+@pytest.mark.parametrize("cfg", SCALES)
+@pytest.mark.parametrize("rules", ALL_RULES.values(), ids=ALL_RULES)
+@pytest.mark.parametrize("special", ("v_u = 0", "v_c = v_u", "v_c = 0", "tiny", "huge", "opposite"))
+def test_finite_where_plain_cfg_is(rules, special, cfg):
+    p = {name: random(3, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip"))}
+    if special == "v_u = 0":
+        p["uncond"] = torch.zeros_like(p["uncond"])
+    elif special == "v_c = 0":
+        p["cond"] = torch.zeros_like(p["cond"])
+    elif special == "v_c = v_u":
+        p["uncond"] = p["cond"].clone()
+    elif special == "opposite":
+        p["uncond"] = -p["cond"]
+    else:
+        p = {name: t * (1e-30 if special == "tiny" else 1e30) for name, t in p.items()}
+    plain = guided((), p, cfg)
+    assert torch.isfinite(plain).all()
+    assert torch.isfinite(guided(rules, p, cfg)).all()
+
+
+@pytest.mark.parametrize("rules", [
+    (CFG(),), (CFGZeroStar(False, 0),), (Renorm(strength=0.0),), (SkipLayer(scale=0.0),), (SkipLayer(single_layers=()),),
+    (ImageCFG(1.0),), (Adaptive(1.0),), (BaseUncond(),),
+])
+def test_neutral_settings_leave_the_sampler_s_own_result(rules):
+    p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond"))}
+    step = plan_step(rules, 0, 8, 1.0, 4.0)
+    assert step.passes == ("cond", "uncond") and step.cfg == 4.0
+    assert stack.guide(rules, Velocities(**p), step) is None
+
+
+def test_the_same_node_twice_counts_once():
+    rules, replaced = stack.add((), Renorm("global"))
+    assert not replaced
+    rules, replaced = stack.add(rules, Renorm("token"))
+    assert replaced and rules == (Renorm("token"),)
+
+
+@pytest.mark.parametrize("pair", [(Slerp(), ImageCFG(2.0)), (ImageCFG(2.0), Slerp())])
+def test_rules_that_exclude_each_other_are_refused_with_both_names(pair):
+    with pytest.raises(ValueError, match=r"^(?=.*KleinKitSlerpCFG)(?=.*KleinKitImageCFG).*remove one"):
+        stack.add(pair[:1], pair[1])
+
+
+@pytest.mark.parametrize("cfg, effective", ((0.5, 0.5), (1.0, 1.0), (8.0, 1.0)))
+def test_a_distilled_model_has_no_cfg_above_1(cfg, effective):
+    assert plan_step((Distilled(),), 0, 4, 1.0, cfg).cfg == effective
