@@ -1,0 +1,196 @@
+"""The plan: what each step does, before it runs."""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kleinkit.guidance.adaptive import Adaptive
+from kleinkit.guidance.cfg import CFG, SKIP_MODES, Constant, Curve, Diminishing, Interval, Skip
+from kleinkit.guidance.distilled import Distilled
+from kleinkit.guidance.image import ImageCFG
+from kleinkit.guidance.plan import plan, plan_step, step_index
+from kleinkit.guidance.renorm import Renorm
+from kleinkit.guidance.skip_layer import SkipLayer, parse_layers
+from kleinkit.guidance.zero_star import CFGZeroStar
+
+HUNDREDTHS = st.integers(0, 100)
+
+
+def sigmas(steps):
+    return [1.0 - i / steps for i in range(steps + 1)]
+
+
+def guided(schedule, steps, cfg=4.0):
+    return [step.index for step in plan((CFG(schedule),), sigmas(steps), cfg) if "uncond" in step.passes]
+
+
+class TestSchedules:
+    def test_constant_guides_every_step(self):
+        assert guided(Constant(), 7) == list(range(7))
+
+    @given(steps=st.integers(1, 200), start=st.integers(0, 99), end=st.integers(1, 100))
+    def test_interval(self, steps, start, end):
+        if start < end:
+            exact = [i for i in range(steps) if Fraction(start, 100) * steps <= i < Fraction(end, 100) * steps]
+            assert guided(Interval(start / 100, end / 100), steps) == exact
+
+    @given(steps=st.integers(1, 200), ratio=HUNDREDTHS)
+    def test_skip_guides_the_share_of_the_steps(self, steps, ratio):
+        k = floor(Fraction(ratio, 100) * steps)
+        for mode in SKIP_MODES:
+            assert len(guided(Skip(mode, ratio / 100), steps)) == k, mode
+
+    @given(steps=st.integers(1, 200), ratio=HUNDREDTHS)
+    def test_skip_as_in_musubi_tuner(self, steps, ratio):
+        k = floor(Fraction(ratio, 100) * steps)
+        skipped, everything = steps - k, range(steps)
+        middle = range((steps - skipped) // 2, (steps - skipped) // 2 + skipped)
+        assert guided(Skip("early", ratio / 100), steps) == list(everything[skipped:])
+        assert guided(Skip("late", ratio / 100), steps) == list(everything[:k])
+        assert guided(Skip("early_late", ratio / 100), steps) == list(everything[skipped // 2:skipped // 2 + k])
+        assert guided(Skip("middle", ratio / 100), steps) == [i for i in everything if i not in middle]
+        accumulator, alternate = Fraction(0), []
+        for i in everything:
+            accumulator += Fraction(ratio, 100)
+            if accumulator >= 1:
+                accumulator -= 1
+                alternate.append(i)
+        assert guided(Skip("alternate", ratio / 100), steps) == alternate
+
+    def test_diminishing_falls_to_1_at_the_cutoff(self):
+        steps = plan((CFG(Diminishing(0.5)),), sigmas(8), 5.0)
+        assert [step.cfg for step in steps] == pytest.approx([5.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+        assert ["uncond" in step.passes for step in steps] == [True] * 4 + [False] * 4
+
+    def test_curve_is_stretched_over_the_steps(self):
+        steps = plan((CFG(Curve((5.0, 3.0, 0.0))),), sigmas(9), 7.0)
+        assert [step.cfg for step in steps] == pytest.approx(np.interp(np.linspace(0, 2, 9), range(3), (5.0, 3.0, 0.0)))
+        assert steps[-1].passes == ("uncond",)
+        assert [step.cfg for step in plan((CFG(Curve((2.0, 3.0))),), sigmas(1), 7.0)] == [2.0]
+
+    def test_unguided_steps_are_the_positive_or_the_negative(self):
+        for unguided, passes in (("conditional", ("cond",)), ("unconditional", ("uncond",))):
+            first, second = plan((CFG(Interval(0.0, 0.5), unguided),), sigmas(2), 4.0)
+            assert (first.passes, second.passes) == (("cond", "uncond"), passes)
+
+
+SCALE_PASSES = ((0.0, ("uncond",)), (0.5, ("cond", "uncond")), (1.0, ("cond",)), (4.0, ("cond", "uncond")))
+
+
+@pytest.mark.parametrize("cfg, passes", SCALE_PASSES)
+def test_passes_of_a_scale(cfg, passes):
+    assert plan_step((), 0, 4, 1.0, cfg).passes == passes
+
+
+@pytest.mark.parametrize("rules, cfg, passes", [
+    ((CFGZeroStar(),), 4.0, ()),
+    ((CFGZeroStar(), SkipLayer(), ImageCFG(2.0)), 4.0, ()),
+    ((CFGZeroStar(zero_init_steps=0),), 1.0, ("cond",)),
+    ((CFGZeroStar(zero_init_steps=0),), 0.0, ("cond", "uncond")),
+    ((SkipLayer(),), 1.0, ("cond", "skip")),
+    ((SkipLayer(),), 4.0, ("cond", "uncond", "skip")),
+    ((SkipLayer(), CFG(Interval(0.5, 1.0), "unconditional")), 4.0, ("cond", "uncond", "skip")),
+    ((ImageCFG(2.0),), 1.0, ("cond", "uncond", "image")),
+    ((ImageCFG(2.0),), 4.0, ("cond", "uncond", "image")),
+    ((ImageCFG(1.0),), 4.0, ("cond", "uncond")),
+    ((ImageCFG(2.0), CFG(Interval(0.5, 1.0))), 4.0, ("cond",)),
+    ((Renorm(),), 1.0, ("cond",)),
+    ((Distilled(), SkipLayer()), 8.0, ("cond", "skip")),
+    ((Distilled(), CFGZeroStar(zero_init_steps=0), Renorm()), 8.0, ("cond",)),
+])
+def test_passes_of_the_first_of_eight_steps(rules, cfg, passes):
+    for order in (rules, rules[::-1]):
+        assert plan_step(order, 0, 8, 1.0, cfg).passes == passes
+
+
+def test_zero_init_steps_count_from_the_run_s_first():
+    assert [step.zero for step in plan((CFGZeroStar(zero_init_steps=2),), sigmas(4), 4.0)] == [True, True, False, False]
+
+
+def test_adaptive_decides_from_what_was_observed():
+    rules = (Adaptive(0.9),)
+    for observed, passes in (({}, ("cond", "uncond")), ({Adaptive.node: 0.89}, ("cond", "uncond")), ({Adaptive.node: 0.9}, ("cond",))):
+        assert plan_step(rules, 3, 8, 0.5, 4.0, observed).passes == passes
+
+
+DESCENDING = st.lists(st.floats(0.01, 1.0, allow_subnormal=False), min_size=1, max_size=30, unique_by=lambda s: round(s, 4)).map(
+    lambda found: [*sorted(found, reverse=True), 0.0])
+
+
+class TestStepIndex:
+    @given(DESCENDING)
+    def test_at_its_own_sigma(self, run):
+        assert [step_index(sigma, run) for sigma in run[:-1]] == list(range(len(run) - 1))
+
+    @given(DESCENDING, st.floats(0.05, 0.95))
+    def test_between_two_sigmas_belongs_to_the_first(self, run, share):
+        for i in range(len(run) - 1):
+            between = run[i] + (run[i + 1] - run[i]) * share
+            assert step_index(between, run) == i
+
+    def test_beyond_the_ends(self):
+        assert step_index(1.1, sigmas(4)) == 0
+        assert step_index(0.0, sigmas(4)) == 3
+
+    def test_rounding_of_a_sampler_s_own_arithmetic(self):
+        run = [float(np.float32(s)) for s in sigmas(50)]
+        for i, sigma in enumerate(run[:-1]):
+            for noise in (1 - 3e-7, 1 + 3e-7):
+                assert step_index(sigma * noise, run) == i
+
+    def test_equal_neighbours_are_told_apart_by_the_call_before(self):
+        run = [1.0, 0.5, 0.5, 0.5, 0.2, 0.0]
+        index, indices = None, []
+        for sigma in run[:-1]:
+            index = step_index(sigma, run, index)
+            indices.append(index)
+        assert indices == [0, 1, 2, 3, 4]
+
+    def test_a_call_again_at_a_lone_sigma_is_the_same_step(self):
+        assert [step_index(0.75, sigmas(4), previous) for previous in (None, 0, 1)] == [1, 1, 1]
+
+
+class TestLayers:
+    @pytest.mark.parametrize("text, layers", [
+        ("9", (9,)), ("7-9, 12", (7, 8, 9, 12)), ("", ()), (" 3 , 1,1", (1, 3)), ("0-19", tuple(range(20))), ("2 - 2", (2,)), ("９", (9,)),
+    ])
+    def test_good(self, text, layers):
+        assert parse_layers("single_layers", text, 20) == layers
+
+    @pytest.mark.parametrize("text", ("a", "-1", "3-1", "99", "20", "1;2", "1.5", "0-20", "1 2", "9" * 5000))
+    def test_bad_says_what_is_valid(self, text):
+        with pytest.raises(ValueError, match="^Expected `single_layers` to be layers of this model, 0 to 19 .*but got "):
+            parse_layers("single_layers", text, 20)
+
+    def test_a_model_without_such_layers(self):
+        with pytest.raises(ValueError, match="^Expected `single_layers` to be empty"):
+            parse_layers("single_layers", "0", 0)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: Interval(0.5, 0.5), "`end` to be above `start`"),
+    (lambda: Interval(0.6, 0.5), "`end` to be above `start`"),
+    (lambda: Interval(-0.1, 0.5), "`start` to be between 0.0 and 1.0"),
+    (lambda: SkipLayer(start=0.7, end=0.3), "`end` to be above `start`"),
+    (lambda: Interval(0.0, float("nan")), "`end`"),
+    (lambda: Skip("first", 0.5), "`mode` to be one of early"),
+    (lambda: Skip("late", 1.5), "`guided_ratio`"),
+    (lambda: Diminishing(0.0), "`cutoff`"),
+    (lambda: Curve.parse(""), "`scales` to be numbers"),
+    (lambda: Curve.parse("5, x"), "`scales` to be numbers"),
+    (lambda: Curve.parse("5, nan"), "`scales` to be numbers"),
+    (lambda: Curve.parse("5, -1"), "`scales` to be numbers"),
+    (lambda: Curve.parse("1e9"), "`scales` to be numbers"),
+    (lambda: CFG(unguided="neither"), "`unguided` to be one of"),
+    (lambda: CFGZeroStar(zero_init_steps=-1), "`zero_init_steps`"),
+    (lambda: Renorm("row"), "`mode` to be one of global"),
+    (lambda: Renorm(strength=2.0), "`strength`"),
+    (lambda: ImageCFG(float("inf")), "`image_scale`"),
+    (lambda: Adaptive(float("nan")), "`threshold`"),
+])
+def test_bad_settings_name_the_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
