@@ -40,7 +40,7 @@ VAE_KEYS = {
     "decoder.middle.0.residual.0.gamma": "Wan's or Qwen-Image's VAE",
     "taesd_decoder.1.weight": "a TAESD of another model",
 }
-DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
+DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,14 @@ def _count(tensors, prefix):
     return len({key[len(prefix):].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
 
 
-def _columns(tensor):
-    """The width of what a linear layer takes: two 4-bit numbers lie in one byte."""
-    return tensor.shape[-1] * (2 if tensor.dtype in ("U8", "I8") else 1)
+def _columns(tensors, key):
+    """The width of what a linear layer takes: two 4-bit numbers lie in one byte of nvfp4 and convrot_w4a4.
+
+    Of ComfyUI's two int8 formats, only convrot_w4a4 has one scale a row, without a second axis.
+    """
+    tensor, scale = tensors[key], tensors.get(key + "_scale")
+    packed = tensor.dtype == "U8" or (tensor.dtype == "I8" and scale is not None and len(scale.shape) == 1)
+    return tensor.shape[-1] * (2 if packed else 1)
 
 
 def _model(tensors, formats):
@@ -189,7 +194,7 @@ def _model(tensors, formats):
             guidance = ("guidance_in.", "time_guidance_embed.guidance_embedder.")
             dev = any(key.startswith(prefix + start) for key in tensors for start in guidance)
             return _part(tensors, formats, MODEL, "FLUX.2 [dev]" if dev else KLEIN, prefix,
-                         width=needed[0].shape[0], text_width=_columns(needed[1]),
+                         width=needed[0].shape[0], text_width=_columns(tensors, prefix + text),
                          layers=(_count(tensors, prefix + double), _count(tensors, prefix + single)),
                          diffusers_keys=modulation.endswith("linear.weight"))
     found = _first(tensors, MODEL_KEYS, ("", "model.diffusion_model."))

@@ -8,7 +8,7 @@ import nodes
 import torch
 from comfy_api.latest import io
 
-from ..checkpoint import pairing
+from ..checkpoint import pairing, qwen3
 from ..checkpoint.diffusers_folder import inspect_folder
 from ..checkpoint.header import CheckpointError
 from ..checkpoint.info import paragraph
@@ -127,13 +127,15 @@ def choose(model, role, name, bundled):
     return found[0]
 
 
-def resolve(diffusion_model, text_encoder, vae):
+def resolve(diffusion_model, text_encoder, vae, trim):
     """The three checkpoints that the inputs mean, checked against each other from their headers, and what the model's
     folder says of the variant."""
     bundled, says = look(MODEL, diffusion_model)
     klein = bundled[MODEL]
     pairing.check_model(klein)
-    return klein, choose(klein, TEXT_ENCODER, text_encoder, bundled), choose(klein, VAE, vae, bundled), says
+    encoder = choose(klein, TEXT_ENCODER, text_encoder, bundled)
+    qwen3.config(encoder, trim=trim)
+    return klein, encoder, choose(klein, VAE, vae, bundled), says
 
 
 @names_itself
@@ -190,9 +192,9 @@ class KleinKitLoader(io.ComfyNode):
                 "nor a folder in models/diffusers.")
 
     @classmethod
-    def fingerprint_inputs(cls, diffusion_model=AUTO, text_encoder=AUTO, vae=AUTO, **_):
+    def fingerprint_inputs(cls, diffusion_model=AUTO, text_encoder=AUTO, vae=AUTO, trim_text_encoder=True, **_):
         try:
-            *checkpoints, _ = resolve(diffusion_model, text_encoder, vae)
+            *checkpoints, _ = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
             states = [(str(file), os.stat(file)) for checkpoint in checkpoints for file in checkpoint.files]
         except (CheckpointError, OSError) as error:
             return str(error)
@@ -200,7 +202,7 @@ class KleinKitLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, diffusion_model, text_encoder, vae, variant, weight_dtype, distilled_cfg, trim_text_encoder):
-        klein, encoder, picture, says = resolve(diffusion_model, text_encoder, vae)
+        klein, encoder, picture, says = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
         if variant == AUTO:
             trained = decide(klein.name, klein.metadata, folder_says=says)
         else:

@@ -5,10 +5,10 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import nodes
+import safetensors
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders import flux
 from comfy.text_encoders.hunyuan_video import llama_detect
-from safetensors import safe_open
 
 from ..checkpoint import qwen3
 from ..checkpoint.inspection import MODEL, TAEF2, TEXT_ENCODER, VAE, inspect
@@ -23,7 +23,7 @@ def read(checkpoint, wanted):
             tensors = comfy.utils.load_torch_file(file)
             weights |= {key: tensors[key] for key in tensors if wanted(key)}
             continue
-        with safe_open(file, framework="pt") as tensors:
+        with safetensors.safe_open(file, framework="pt") as tensors:
             for key in filter(wanted, tensors.keys()):
                 tensor = tensors.get_tensor(key)
                 weights[key] = tensor.clone() if comfy.utils.DISABLE_MMAP else tensor

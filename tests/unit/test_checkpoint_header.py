@@ -8,11 +8,11 @@ import time
 import tracemalloc
 
 import pytest
+from files import klein
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kleinkit.checkpoint.header import LARGEST_HEADER, CheckpointError, read_header
 from kleinkit.checkpoint.inspection import inspect
-from kleinkit.tests.helpers.files import klein
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

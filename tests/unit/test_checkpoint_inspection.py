@@ -4,9 +4,9 @@ import json
 import time
 
 import pytest
+from files import flux2_vae, klein, qwen3, write
 from kleinkit.checkpoint.header import CheckpointError, read_header
 from kleinkit.checkpoint.inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TEXT_ENCODER, VAE, inspect
-from kleinkit.tests.helpers.files import flux2_vae, klein, qwen3, write
 
 NINE = dict(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288)
 

@@ -2,15 +2,15 @@
 
 import json
 
+import files
 import pytest
+from files import flux2_vae, klein, write
 from kleinkit.checkpoint import pairing, qwen3
 from kleinkit.checkpoint.diffusers_folder import inspect_folder
 from kleinkit.checkpoint.header import CheckpointError
 from kleinkit.checkpoint.info import paragraph
 from kleinkit.checkpoint.inspection import TEXT_ENCODER, VAE, inspect, inspect_taef2
 from kleinkit.checkpoint.variant import Variant, decide
-from kleinkit.tests.helpers import files
-from kleinkit.tests.helpers.files import flux2_vae, klein, write
 
 NINE = dict(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288)
 

@@ -1,0 +1,56 @@
+"""KleinKitLoader in the real ComfyUI: folders of models of one's own, its node, and what is read of the files."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import safetensors
+
+FOLDERS = ("diffusion_models", "text_encoders", "vae", "vae_approx", "diffusers", "loras")
+
+
+def use_models(monkeypatch, base):
+    """Make ComfyUI look for models in the subfolders of `base`, and nowhere else, until the test ends."""
+    import folder_paths
+
+    for name in FOLDERS:
+        (base / name).mkdir(parents=True, exist_ok=True)
+        _, extensions = folder_paths.folder_names_and_paths[name]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(base / name)], extensions))
+    # ComfyUI keeps the names that it has listed.
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+
+
+def load(run_node, diffusion_model, **inputs):
+    """What KleinKitLoader outputs; inputs that are not given have their defaults."""
+    import nodes
+
+    schema = nodes.NODE_CLASS_MAPPINGS["KleinKitLoader"].GET_SCHEMA()
+    defaults = {entry.id: entry.default for entry in schema.inputs}
+    return run_node("KleinKitLoader", **defaults | {"diffusion_model": diffusion_model} | inputs)
+
+
+def record_reads(monkeypatch):
+    """`{file name: names}` of the tensors that are read through safetensors from here on."""
+    reads = defaultdict(list)
+
+    class Recorded:
+        def __init__(self, file, *args, **kwargs):
+            self.name, self.file = Path(file).name, safe_open(file, *args, **kwargs)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, key):
+            reads[self.name].append(key)
+            return self.file.get_tensor(key)
+
+    safe_open = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", Recorded)
+    return reads
