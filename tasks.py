@@ -442,7 +442,8 @@ def main(arguments):
     try:
         return run_command(*parse(arguments))
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        if arguments[0] != "run":
+            print("Stopped.", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
         if arguments[0] == "run":

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from . import server as api
 from .build import build
+from .workflow import as_prompt, change, read
 
-HERE = Path(__file__).resolve().parent
-DEMO = HERE.parent / ".demo"
-PACK = "KleinKitDemo"
-WORKFLOW = "KleinKit-first-picture"
+DEMO = Path(__file__).resolve().parent.parent / ".demo"
+FIRST = "klein-first-picture"
+NANO = "flux-2-klein-nano-base.safetensors"
+# A folder of custom nodes that holds nothing but the workflow as this server can run it.
+TEMPLATES = "KleinKitDemo"
 BAR = 30
 MODEL = re.compile(r"flux-?2-klein(-base)?-(4|9)b[^/\\]*\.safetensors$", re.IGNORECASE)
 # A Klein 4B reads Qwen3-4B, a 9B Qwen3-8B.
@@ -45,20 +47,20 @@ def installed_klein(server):
     return max(found, key=lambda pair: bool(pair[1][1]))[0] if found else None
 
 
-def workflow(klein=None):
-    """The demo's workflow in API format, for the nano family or for an installed Klein."""
-    prompt = json.loads((HERE / "demo.json").read_text("utf-8"))
-    if klein:
-        node = {node["class_type"]: node["inputs"] for node in prompt.values()}
-        node["KleinKitLoader"]["diffusion_model"] = klein
-        node["EmptyFlux2LatentImage"] |= {"width": 1024, "height": 1024}
-        node["KleinKitScheduler"]["steps"] = ["1", 3]
-        node["KleinKitSkipLayerGuidance"]["single_layers"] = "9"
-        if not MODEL.search(klein)[1]:
-            # Four distilled steps have none to give away, and cfg 1 has nothing to skip layers for.
-            node["KleinKitCFGZeroStar"]["zero_init_steps"] = 0
-            node["KleinKitSkipLayerGuidance"]["scale"] = 0.0
-    return prompt
+def first_picture(klein=None):
+    """The workflow that the pack ships, in the editor's format, for the nano family or for an installed Klein."""
+    graph = read(FIRST)
+    if klein is None:
+        change(graph, "KleinKitLoader", diffusion_model=NANO)
+        change(graph, "EmptyFlux2LatentImage", width=256, height=256)
+        change(graph, "KleinKitSkipLayerGuidance", single_layers="2")
+        return graph
+    change(graph, "KleinKitLoader", diffusion_model=klein)
+    if not MODEL.search(klein)[1]:
+        # Four distilled steps have none to give away, and cfg 1 has nothing to skip layers for.
+        change(graph, "KleinKitCFGZeroStar", zero_init_steps=0)
+        change(graph, "KleinKitSkipLayerGuidance", scale=0.0)
+    return graph
 
 
 @contextlib.contextmanager
@@ -99,7 +101,7 @@ def demo():
           with_comfyui(Path(base)) as server):
         klein = installed_klein(server)
         print(f"Model: {klein}" if klein else "Model: the nano Klein (random weights: the picture shows no apple)")
-        prompt = workflow(klein)
+        prompt = as_prompt(first_picture(klein))
         outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
         print()
         if outcome.error:
@@ -114,23 +116,18 @@ def demo():
     return path
 
 
-def put_workflow(base, prompt):
-    """Offer the workflow as a template of the server; the address at which the editor opens with it."""
-    graph = json.loads((HERE / "demo.editor.json").read_text("utf-8"))
-    folder = base / "custom_nodes" / PACK
-    (folder / "workflows").mkdir(parents=True, exist_ok=True)
-    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
-    (folder / "workflows" / f"{WORKFLOW}.json").write_text(json.dumps(graph), "utf-8")
-    return f"/?template={WORKFLOW}&source={PACK}"
-
-
 def serve(port, show):
     """Run ComfyUI until Ctrl-C, with the workflow open in the browser if `show`."""
-    address = put_workflow(DEMO, None)
+    templates = DEMO / "custom_nodes" / TEMPLATES / "workflows"
+    templates.mkdir(parents=True, exist_ok=True)
+    (templates.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", "utf-8")
     with with_comfyui(DEMO, port) as server:
-        print(f"ComfyUI with KleinKit: {server.url}{address}\nCtrl-C ends it.", flush=True)
+        graph = first_picture(installed_klein(server))
+        (templates / f"{FIRST}.json").write_text(json.dumps(graph), "utf-8")
+        address = f"{server.url}/?template={FIRST}&source={TEMPLATES}"
+        print(f"ComfyUI with KleinKit: {address}\nCtrl-C ends it.", flush=True)
         if show:
-            webbrowser.open(server.url + address)
+            webbrowser.open(address)
         while True:
             time.sleep(3600)
 

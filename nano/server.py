@@ -73,14 +73,15 @@ def put_pack(base):
         shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks"))
 
 
-def _command(comfyui, base, port, cpu, pack, models):
+def _command(comfyui, base, port, cpu, models):
     command = [sys.executable, "-u", str(comfyui / "main.py"), "--listen", HOST, "--port", str(port),
                "--base-directory", str(base),
                "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
                "--disable-auto-launch", "--disable-api-nodes", "--disable-all-custom-nodes"]
-    if pack:
-        # An extra_model_paths.yaml of the installation may name custom nodes: only ours is let in.
-        command += ["--whitelist-custom-nodes", PACK]
+    packs = sorted(path.name for path in (base / "custom_nodes").iterdir())
+    if packs:
+        # An extra_model_paths.yaml of the installation may name others: only those of `base` are let in.
+        command += ["--whitelist-custom-nodes", *packs]
     if models:
         folders = {folder.name: folder.name for folder in sorted(models.iterdir()) if folder.is_dir()}
         paths = base / "extra_model_paths.yaml"
@@ -124,7 +125,7 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
         base: the server's base directory, of models, input, output, user, database and log, `comfyui.log`.
         port: 0 for any free one.
         cpu: run on the CPU.
-        pack: load KleinKit. No other custom node is loaded.
+        pack: load KleinKit. Of other custom nodes, only those in `base` are loaded.
         models: a `models` folder whose files the server may also read.
     Yields:
         Server.
@@ -139,7 +140,7 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
     server = Server(f"http://{HOST}:{port}", base, base / "comfyui.log")
     group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     with server.log.open("wb") as log:
-        process = subprocess.Popen(_command(Path(comfyui).resolve(), base, port, cpu, pack, models), cwd=base,
+        process = subprocess.Popen(_command(Path(comfyui).resolve(), base, port, cpu, models), cwd=base,
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group)
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -3,7 +3,8 @@
 import pytest
 from files import write
 from kleinkit.nano import server as api
-from kleinkit.nano.demo import workflow
+from kleinkit.nano.demo import first_picture
+from kleinkit.nano.workflow import as_prompt
 
 
 def said(server, prompt):
@@ -37,7 +38,7 @@ def inputs_of(prompt, node):
     ("KleinKitLoader", "vae", "absent.safetensors", "taef2"),
 ])
 def test_value_that_does_not_fit(server, node, name, given, fits):
-    prompt = workflow()
+    prompt = as_prompt(first_picture())
     inputs_of(prompt, node)[name] = given
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: ")
@@ -57,7 +58,7 @@ def pixart(server):
     ("KleinKitCFG", "a flow matching model such as FLUX.2 [klein]"),
 ])
 def test_model_that_does_not_fit(server, pixart, node, fits):
-    prompt = workflow() | {"pixart": pixart}
+    prompt = as_prompt(first_picture()) | {"pixart": pixart}
     inputs_of(prompt, node)["model"] = ["pixart", 0]
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: Expected `model` to be ")

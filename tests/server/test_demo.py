@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from kleinkit.nano import server as api
-from kleinkit.nano.demo import workflow
+from kleinkit.nano.demo import first_picture
+from kleinkit.nano.workflow import as_prompt
 from PIL import Image
+
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +15,8 @@ def runs(server):
     """The workflow queued twice, the second time with nothing left of the first: (picture, sampler's progress, log)."""
     runs = []
     for _ in range(2):
-        prompt, progress = workflow(), []
+        prompt, progress = as_prompt(first_picture()), []
+        prompt["5"]["inputs"]["steps"] = STEPS
 
         def listen(kind, data, progress=progress):
             if kind == "progress":
@@ -35,8 +39,8 @@ def test_queued_twice_with_the_same_pixels(runs):
 
 def test_both_times_the_sampler_ran(runs):
     for _, steps, log in runs:
-        assert steps[-1] == (20, 20)
-        assert log.count("KleinKit: 20 steps") == 1
+        assert steps[-1] == (STEPS, STEPS)
+        assert log.count(f"KleinKit: {STEPS} steps") == 1
 
 
 def test_picture_has_the_size_of_the_latent_and_is_not_flat(runs):

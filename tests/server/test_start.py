@@ -3,6 +3,8 @@
 import re
 
 from kleinkit.nano import server as api
+from kleinkit.nano.workflow import WORKFLOWS, read
+from PIL import Image
 
 # What ComfyUI says of every pack that it loads.
 USUAL = r"(\[INFO\] *)?(Import times for custom nodes:| *\d+\.\d seconds: .*KleinKit)?"
@@ -18,6 +20,15 @@ def test_a_start_with_the_pack_says_nothing_more_than_one_without(server, tmp_pa
     with api.running(comfyui, tmp_path, pack=False) as without:
         usual = start_log(without)
     assert [line for line in start_log(server) - usual if not re.fullmatch(USUAL, line)] == []
+
+
+def test_every_workflow_is_in_the_template_browser_with_its_thumbnail(server):
+    listed = api.get(server, "/workflow_templates")["KleinKit"]
+    assert sorted(listed) == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    for name in listed:
+        assert api.get(server, f"/api/workflow_templates/KleinKit/{name}.json") == read(name)
+        with Image.open(WORKFLOWS / f"{name}.jpg") as thumbnail:
+            assert thumbnail.format == "JPEG"
 
 
 def test_a_prompt_that_comfyui_refuses_says_why(server):
