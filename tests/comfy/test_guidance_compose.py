@@ -1,0 +1,100 @@
+"""Guidance nodes with each other: the order of the wiring is of no consequence."""
+
+import itertools
+
+import pytest
+import torch
+from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+
+SIGMAS = torch.tensor([1.0, 0.93, 0.8, 0.5])
+SHAPE = dict(double_blocks=1, single_blocks=2)
+CONSTANT = dict(schedule={"schedule": "constant"}, unguided="conditional")
+NODES = {
+    "KleinKitCFG": dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.6}, unguided="unconditional"),
+    "KleinKitCFGZeroStar": dict(optimized_scale=True, zero_init_steps=1),
+    "KleinKitSkipLayerGuidance": dict(scale=2.0, double_layers="", single_layers="1", start=0.25, end=1.0, mode="block", rescale=0.3),
+    "KleinKitRenorm": dict(mode="token", strength=0.7, shrink_only=False),
+    "KleinKitSlerpCFG": {},
+    "KleinKitImageCFG": dict(image_scale=2.0),
+    "KleinKitBaseUncond": {},
+    "KleinKitAdaptiveGuidance": dict(threshold=0.3),
+}
+EXCLUDE = {"KleinKitSlerpCFG", "KleinKitImageCFG"}
+NEUTRAL = {
+    "KleinKitCFG": CONSTANT,
+    "KleinKitCFGZeroStar": dict(optimized_scale=False, zero_init_steps=0),
+    "KleinKitSkipLayerGuidance": NODES["KleinKitSkipLayerGuidance"] | {"scale": 0.0},
+    "KleinKitRenorm": dict(mode="global", strength=0.0, shrink_only=True),
+    "KleinKitImageCFG": dict(image_scale=1.0),
+    "KleinKitAdaptiveGuidance": dict(threshold=1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein(**SHAPE)
+
+
+@pytest.fixture(scope="module")
+def base(comfy):
+    return random_klein(seed=5, **SHAPE)
+
+
+def run(model, cfg=4.0, **kwargs):
+    reference = {"reference_latents": [latent_noise(16, 16, seed=3)]}
+    return comfy_run(model, SIGMAS, latent_noise(32, 32), conditioning(embeddings(192, 1)[:, :16], **reference),
+                     conditioning(embeddings(192, 2)[:, :16], **reference), cfg, **kwargs)
+
+
+def chain(run_node, model, base, names):
+    return with_nodes(run_node, model, *(
+        (name, NODES[name] | ({"base_model": base} if name == "KleinKitBaseUncond" else {})) for name in names))
+
+
+def allowed(names):
+    return not set(names) >= EXCLUDE
+
+
+@pytest.mark.parametrize("names", [
+    names for size in (2, 3) for names in itertools.combinations(NODES, size) if allowed(names)], ids="+".join)
+def test_every_wiring_order_gives_the_same_pixels(klein, base, run_node, names):
+    results = [run(chain(run_node, klein, base, order)) for order in itertools.permutations(names)]
+    assert torch.isfinite(results[0]).all()
+    for other in results[1:]:
+        assert torch.equal(results[0], other)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_node_has_an_effect(klein, base, run_node, name):
+    assert not torch.allclose(run(chain(run_node, klein, base, [name])), run(klein), atol=1e-3)
+
+
+@pytest.mark.parametrize("order", itertools.permutations(sorted(EXCLUDE)))
+def test_nodes_that_exclude_each_other_are_refused_in_either_order(klein, base, run_node, order):
+    with pytest.raises(ValueError, match=r"^(?=.*KleinKitSlerpCFG)(?=.*KleinKitImageCFG)"):
+        chain(run_node, klein, base, order)
+
+
+def test_the_later_of_two_equal_nodes_wins_and_says_so(klein, run_node, caplog):
+    caplog.set_level("INFO")
+    first, second = ("KleinKitImageCFG", {"image_scale": 5.0}), ("KleinKitImageCFG", {"image_scale": 2.0})
+    both = with_nodes(run_node, klein, first, second)
+    assert "passes KleinKitImageCFG twice, the later one counts" in caplog.text
+    assert torch.equal(run(both), run(with_nodes(run_node, klein, second)))
+
+
+@pytest.mark.parametrize("cfg", (1.0, 4.0))
+@pytest.mark.parametrize("name", [*NEUTRAL, "all"])
+def test_neutral_settings_are_bit_equal_to_comfyui(klein, run_node, name, cfg):
+    nodes = NEUTRAL.items() if name == "all" else [(name, NEUTRAL[name])]
+    assert torch.equal(run(with_nodes(run_node, klein, *nodes), cfg), run(klein, cfg))
+
+
+def test_slerp_at_cfg_1_is_bit_equal_to_comfyui(klein, run_node):
+    assert torch.equal(run(with_nodes(run_node, klein, ("KleinKitSlerpCFG", {})), 1.0), run(klein, 1.0))
+
+
+def test_base_uncond_from_the_same_weights_changes_nothing(klein, run_node):
+    twin = random_klein(**SHAPE)
+    same = with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": twin}))
+    assert (run(same) - run(klein)).abs().max() < 1e-5
