@@ -139,11 +139,11 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
     port = free_port(port)
     server = Server(f"http://{HOST}:{port}", base, base / "comfyui.log")
     group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-    # Waiting threads that spin slow a small model four times down on a machine that has other work.
+    # Beside other work, waiting threads that spin make a small model four times slower.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     with server.log.open("wb") as log:
-        process = subprocess.Popen(_command(Path(comfyui).resolve(), base, port, cpu, models), cwd=base, env=environment,
-                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group)
+        process = subprocess.Popen(_command(Path(comfyui).resolve(), base, port, cpu, models), cwd=base,
+                                   env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(server):

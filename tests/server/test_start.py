@@ -31,6 +31,11 @@ def test_every_workflow_is_in_the_template_browser_with_its_thumbnail(server):
             assert thumbnail.format == "JPEG"
 
 
+def test_readme_lists_every_node(server):
+    listed = re.findall(r"^\| `(KleinKit\w+)`", (WORKFLOWS.parent / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(name for name in api.get(server, "/object_info") if name.startswith("KleinKit"))
+
+
 def test_a_prompt_that_comfyui_refuses_says_why(server):
     outcome = api.queue(server, {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 0, "height": 64, "batch_size": 1, "color": 0}},
