@@ -1,6 +1,16 @@
 """Errors that say which node they come from."""
 
 import functools
+from contextlib import contextmanager
+
+
+@contextmanager
+def in_node(node_id):
+    """A `ValueError` inside begins with the node's id."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{node_id}: {error}") from error
 
 
 def names_itself(node):
@@ -9,10 +19,8 @@ def names_itself(node):
 
     @functools.wraps(execute)
     def named(cls, *args, **kwargs):
-        try:
+        with in_node(node.__name__):
             return execute(cls, *args, **kwargs)
-        except ValueError as error:
-            raise ValueError(f"{cls.GET_SCHEMA().node_id}: {error}") from error
 
     node.execute = classmethod(named)
     return node

@@ -1,24 +1,30 @@
 """Sigmas that follow the size and the step count of the picture."""
 
+from functools import partial
+
 import torch
+from comfy.model_base import Flux2
+from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, ModelSamplingFlux
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..scheduler.checks import expected
+from ..scheduler.checks import expected, number, one_of
 from ..scheduler.mu import SHIFTS
-from ..scheduler.schedule import (DENOISE_MODES, LIMITS, PIXELS_PER_TOKEN_SIDE, Schedule, choose_shift, make,
-                                  multiple_of_16)
-from ..scheduler.checks import number
+from ..scheduler.schedule import (
+    DENOISE_MODES,
+    LIMITS,
+    PIXELS_PER_TOKEN_SIDE,
+    Schedule,
+    choose_shift,
+    make,
+    multiple_of_16,
+)
 from ..scheduler.spacing import SPACINGS
 from .errors import names_itself
+from .latent import latent_tokens
+from .run_shift import RunShift, run_shift, shift_run
 
-LATENT_CHANNELS = 128
-OTHER_LATENTS = {
-    (4, 4): "Stable Diffusion 1.5 or SDXL",
-    (4, 16): "FLUX.1, Stable Diffusion 3 or Z-Image",
-    (5, 16): "a video model such as Wan 2.1 or HunyuanVideo, or of Qwen-Image",
-    (5, 48): "Wan 2.2",
-    (5, 128): "LTX-Video",
-}
+WRAPPER = "kleinkit_shift"
 
 
 def _number(id, default, step, tooltip):
@@ -35,28 +41,23 @@ def shift_input():
             _number("max_shift", 1.15, 0.01, "mu of a 1024×1024 picture (4096 tokens)."),
         ],
         "fixed": [_number("mu", 1.15, 0.01, "The same mu for every size and step count. 0 shifts nothing.")],
-        "linear": [_number("shift", 3.0, 0.01, "s of σ' = sσ/(1+(s−1)σ), as in ModelSamplingSD3. 1 shifts nothing.")],
+        # Not `shift`: ComfyUI would overwrite it with the choice itself.
+        "linear": [_number("linear_shift", 3.0, 0.01,
+                           "s of σ' = sσ/(1+(s−1)σ), as in ModelSamplingSD3. 1 shifts nothing.")],
     }
     return io.DynamicCombo.Input(
         "shift",
         options=[io.DynamicCombo.Option(choice, inputs.get(choice, [])) for choice in SHIFTS],
-        tooltip="How much of the run is spent at high noise. flux2: Black Forest Labs' formula for FLUX.2, from size and "
-                "steps. flux2_continuous: the same without its jump just above 1 megapixel. flux1: FLUX.1's. fixed: your "
-                "own mu. linear: Stable Diffusion 3's shift. none: even steps.",
+        tooltip="How much of the run is spent at high noise. flux2: Black Forest Labs' formula for FLUX.2, from size "
+                "and steps. flux2_continuous: the same without its jump just above 1 megapixel. flux1: FLUX.1's. "
+                "fixed: your own mu. linear: Stable Diffusion 3's shift. none: even steps.",
     )
 
 
-def latent_tokens(shape):
-    """The number of 16×16 cells of a FLUX.2 latent of `shape` [B, 128, H/16, W/16].
-
-    Raises:
-        ValueError: it is no FLUX.2 latent; the message says whose it looks like.
-    """
-    if len(shape) == 4 and shape[1] == LATENT_CHANNELS:
-        return shape[2] * shape[3]
-    other = OTHER_LATENTS.get((len(shape), shape[1]) if len(shape) > 1 else None, "another model")
-    fits = f"a FLUX.2 latent [batch, {LATENT_CHANNELS}, height/16, width/16], as of EmptyFlux2LatentImage or VAEEncode"
-    raise ValueError(f"{expected('latent', fits, list(shape))} It looks like a latent of {other}.")
+def chosen_shift(shift):
+    """The function `(tokens, steps) → mu` of the value of `shift_input`."""
+    choice = dict(shift)
+    return choose_shift(choice.pop("shift"), **choice)
 
 
 @names_itself
@@ -68,12 +69,13 @@ class KleinKitScheduler(io.ComfyNode):
             display_name="Klein Scheduler",
             category="KleinKit/sampling",
             description="The sigmas of FLUX.2 [klein], for the size of the picture and the number of steps.",
-            search_aliases=["sigmas", "flux2 scheduler", "mu", "time shift", "denoise", "karras", "beta", "noise schedule"],
+            search_aliases=["sigmas", "flux2 scheduler", "mu", "time shift", "denoise", "karras", "beta",
+                            "noise schedule"],
             inputs=[
                 _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base."),
-                _number("width", 1024, 16, "Width of the picture in pixels, a multiple of 16. A connected latent wins."),
-                _number("height", 1024, 16, "Height of the picture in pixels, a multiple of 16. A connected latent wins."),
-                _number("denoise", 1.0, 0.01, "How much of the picture is made anew: 1 all, 0 nothing (image to image)."),
+                _number("width", 1024, 16, "Width in pixels, a multiple of 16. A connected latent wins."),
+                _number("height", 1024, 16, "Height in pixels, a multiple of 16. A connected latent wins."),
+                _number("denoise", 1.0, 0.01, "How much of the picture is made anew: 1 all, 0 nothing."),
                 io.Combo.Input(
                     "denoise_mode", options=list(DENOISE_MODES), default=DENOISE_MODES[0],
                     tooltip="What denoise below 1 means. ksampler: as KSampler, the last steps of a longer schedule. "
@@ -94,8 +96,11 @@ class KleinKitScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None):
+    def validate_inputs(cls, width=None, height=None, shift=None):
+        # ComfyUI hands a DynamicCombo to every validate_inputs of its node, and leaves its check to it.
         try:
+            if shift is not None:
+                one_of("shift", SHIFTS, shift["shift"])
             for name, value in (("width", width), ("height", height)):
                 if value is not None:
                     number(name, value, *LIMITS[name])
@@ -106,9 +111,7 @@ class KleinKitScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps, width, height, denoise, denoise_mode, shift, spacing, terminal, latent=None):
-        choice = dict(shift)
-        schedule = Schedule(steps, width, height, denoise, denoise_mode, choose_shift(choice.pop("shift"), **choice),
-                            spacing, terminal)
+        schedule = Schedule(steps, width, height, denoise, denoise_mode, chosen_shift(shift), spacing, terminal)
         tokens = (width // PIXELS_PER_TOKEN_SIDE) * (height // PIXELS_PER_TOKEN_SIDE)
         if latent is not None:
             tokens = latent_tokens(latent["samples"].shape)
@@ -116,4 +119,39 @@ class KleinKitScheduler(io.ComfyNode):
         return io.NodeOutput(torch.from_numpy(sigmas), mu)
 
 
-NODES = [KleinKitScheduler]
+@names_itself
+class KleinKitDynamicShift(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KleinKitDynamicShift",
+            display_name="Klein Dynamic Shift",
+            category="KleinKit/sampling",
+            description="KSampler and every stock scheduler get the sigmas of FLUX.2 [klein]: when sampling begins, "
+                        "mu for the size and the steps of this run takes the place of the model's fixed shift.",
+            search_aliases=["ModelSamplingFlux", "mu", "time shift", "flux2 shift", "sigmas", "KSampler"],
+            inputs=[io.Model.Input("model", tooltip="A FLUX.2 model."), shift_input()],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, shift):
+        if not isinstance(model.model, Flux2):
+            raise expected("model", "a FLUX.2 model", type(model.model).__name__)
+        static = model.get_model_object("model_sampling")
+        if isinstance(static, RunShift):
+            static = static.static
+        if not (isinstance(static, (ModelSamplingFlux, ModelSamplingDiscreteFlow)) and isinstance(static, CONST)):
+            raise expected("model", "a model with flow sampling (its own, ModelSamplingFlux or ModelSamplingSD3)",
+                           type(static).__name__)
+        if not static.sigmas.all():
+            raise expected("model", "a model whose sampling has a shift above 0.0", static.shift)
+        patched, sampling = model.clone(), run_shift(static)
+        patched.add_object_patch("model_sampling", sampling)
+        patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER)
+        wrapper = partial(shift_run, sampling, chosen_shift(shift))
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, wrapper)
+        return io.NodeOutput(patched)
+
+
+NODES = [KleinKitScheduler, KleinKitDynamicShift]

@@ -45,9 +45,9 @@ def fixed(tokens, steps, *, mu=1.15):
     return mu
 
 
-def linear(tokens, steps, *, shift=3.0):
+def linear(tokens, steps, *, linear_shift=3.0):
     """Stable Diffusion 3's σ' = sσ/(1 + (s − 1)σ) is the exponential shift by ln s."""
-    return math.log(shift)
+    return math.log(linear_shift)
 
 
 def none(tokens, steps):

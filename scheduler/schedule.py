@@ -1,6 +1,5 @@
 """The sigmas of a run, from settings that fit."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +23,7 @@ LIMITS = {
     "base_shift": (0.0, 100.0),
     "max_shift": (0.0, 100.0),
     "mu": (-20.0, 20.0),
-    "shift": (0.01, 100.0),
+    "linear_shift": (0.01, 100.0),
 }
 
 
@@ -112,7 +111,7 @@ def make(schedule, tokens):
     Returns:
         `(sigmas, mu)`: float32 array [kept steps + 1], falling to 0.0 (empty when `denoise` is 0.0), and a float.
     Raises:
-        ValueError: `terminal` is not below the first sigma, or the shift leaves sigmas that float32 cannot hold.
+        ValueError: `terminal` is not below the first sigma, or the shift makes sigmas before the last 0.
     """
     if schedule.denoise == 0.0:
         return np.zeros(0, np.float32), schedule.shift(tokens, schedule.steps)
@@ -121,18 +120,44 @@ def make(schedule, tokens):
     first = schedule.denoise if schedule.denoise_mode == "sigma" else 1.0
     even_first = time_shift(first, -mu)
 
+    def even(index):
+        return even_first * (made - index) / made
+
+    def gap(index):
+        """How far a sigma is below the first; precise for those that lie so close to 1.0 that they are equal to it."""
+        return time_shift(1.0 - even(index), -mu) - (1.0 - first)
+
+    stretch = None
+    if schedule.terminal and made > 1:
+        widest = gap(made - 1)
+        if schedule.terminal >= first or not widest:
+            raise expected("terminal", f"below the first sigma ({first}), and 0.0 where mu is extreme ({mu:.4g})",
+                           schedule.terminal)
+        stretch = (first - schedule.terminal) / widest
+
     def stretched(index):
-        sigma = np.where(index == 0, first, time_shift(even_first * (made - index) / made, mu))
-        if not schedule.terminal or made == 1:
-            return sigma
-        if schedule.terminal >= first:
-            raise expected("terminal", f"below the first sigma ({first})", schedule.terminal)
-        return first - (first - sigma) * (first - schedule.terminal) / (first - time_shift(even_first / made, mu))
+        return time_shift(even(index), mu) if stretch is None else first - gap(index) * stretch
 
     index = np.arange(kept_from, made)
     space = SPACINGS[schedule.spacing]
     sigmas = space(index, made, first, stretched(made - 1)) if space else stretched(index)
-    sigmas = np.append(sigmas, 0.0).astype(np.float32)
-    if not sigmas[:-1].all():
-        raise expected("steps", f"fewer: mu is {mu:.4g} for {made} steps, and sigmas so small vanish", schedule.steps)
-    return sigmas, mu
+    return in_float32(np.append(np.where(index == 0, first, sigmas), 0.0), made, mu), mu
+
+
+def in_float32(sigmas, steps, mu):
+    """Sigmas as a sampler takes them: those that float32 cannot tell apart fall by its smallest step.
+
+    Args:
+        sigmas: float64 array [n + 1], the last 0.0.
+        steps, mu: those of the schedule, for the message.
+    Returns:
+        float32 array [n + 1], strictly decreasing.
+    Raises:
+        ValueError: float32 has no number so small as a sigma before the last.
+    """
+    order = np.arange(len(sigmas) - 1, dtype=np.int32)
+    # Among positive floats, the next smaller one has the next smaller bits.
+    bits = np.minimum.accumulate(sigmas[:-1].astype(np.float32).view(np.int32) + order) - order
+    if not (bits > 0).all():
+        raise expected("steps", f"fewer: {steps} steps have mu {mu:.4g}, with which the last sigmas are 0", len(order))
+    return np.append(bits.view(np.float32), np.float32(0.0))
