@@ -52,8 +52,8 @@ class KleinKitCFG(io.ComfyNode):
                 io.DynamicCombo.Input("schedule", tooltip="Which steps are guided, and how strongly.", options=[
                     io.DynamicCombo.Option("constant", []),
                     io.DynamicCombo.Option("interval", [
-                        share("start", 0.0, "Guidance begins at this share of the steps."),
-                        share("end", 1.0, "Guidance ends before this share of the steps."),
+                        share("start", 0.0, "Guidance begins at this share of this run's steps."),
+                        share("end", 1.0, "Guidance ends before this share of this run's steps."),
                     ]),
                     io.DynamicCombo.Option("skip", [
                         io.Combo.Input("mode", options=list(SKIP_MODES), default="late",
@@ -62,7 +62,7 @@ class KleinKitCFG(io.ComfyNode):
                     ]),
                     io.DynamicCombo.Option("diminishing", [
                         io.Float.Input("cutoff", default=0.11, min=0.01, max=1.0, step=0.01,
-                                       tooltip="cfg falls to 1 until 1 − sigma reaches this, and stays there."),
+                                       tooltip="cfg falls in a straight line and is 1 from where 1 − sigma reaches this."),
                     ]),
                     io.DynamicCombo.Option("curve", [
                         io.String.Input("scales", default="5, 3, 1",
@@ -71,7 +71,7 @@ class KleinKitCFG(io.ComfyNode):
                 ]),
                 io.Combo.Input("unguided", options=list(UNGUIDED), default="conditional",
                                tooltip="What a step without guidance returns: the positive prediction or the negative one. "
-                                       "One pass either way."),
+                                       "One pass either way, unless another node needs the positive."),
             ],
             outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
@@ -95,7 +95,7 @@ class KleinKitCFGZeroStar(io.ComfyNode):
             inputs=[
                 model_input(),
                 io.Boolean.Input("optimized_scale", default=True,
-                                 tooltip="Scale the negative prediction to its projection on the positive one."),
+                                 tooltip="Scale the negative prediction to the part of the positive one that lies along it."),
                 io.Int.Input("zero_init_steps", default=1, min=0, max=10000,
                              tooltip="The first steps with zero velocity: they cost no pass and leave the latent as it is. "
                                      "0 is none. With 4 steps, one is a quarter of the run."),
@@ -205,8 +205,8 @@ class KleinKitImageCFG(io.ComfyNode):
             inputs=[
                 model_input(),
                 io.Float.Input("image_scale", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="Scale of the reference image; 1 is plain CFG. Put ReferenceLatent behind the negative "
-                                       "prompt too."),
+                               tooltip="Scale of the reference image; 1 is plain CFG, any other costs a third pass. Put "
+                                       "ReferenceLatent behind the negative prompt too."),
             ],
             outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )

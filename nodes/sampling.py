@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from ..guidance import stack
 from ..guidance.distilled import Distilled
 from ..guidance.plan import plan_step, step_index
-from ..guidance.rule import PASSES, Step, Velocities
+from ..guidance.rule import COMBINE, NEGATIVE, PASSES, Step, Velocities
 from ..guidance.skip_layer import SkipLayer
 from .skip_pass import block_counts, capture_entry, entry_is_certain, skip_options
 
@@ -112,6 +112,12 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise and step.cfg != guider.cfg:
         run.warn(f"{type(guider).__name__} has scales of its own, so schedules of cfg have no effect in it.")
 
+    for rule in rules:
+        if rule.order == COMBINE and "sampler_cfg_function" in model_options:
+            run.warn(f"{rule.node} and another node's sampler_cfg_function both combine the predictions; remove one.")
+        if rule.order == NEGATIVE and any(map(is_comfyui_zero_star, model_options["sampler_post_cfg_function"])):
+            run.warn(f"{rule.node} and ComfyUI's CFGZeroStar both scale the negative prediction; remove ComfyUI's.")
+
     options = model_options
     if "skip" in step.passes:
         rule = next(rule for rule in rules if isinstance(rule, SkipLayer))
@@ -167,6 +173,10 @@ def guide(args):
     if guided is None:
         return args["denoised"]
     return args["denoised"] - (guided - stack.combined(velocities, step).guided)
+
+
+def is_comfyui_zero_star(hook):
+    return getattr(hook, "__qualname__", "").startswith("CFGZeroStar.")
 
 
 def skip_pass(args, run, rules):

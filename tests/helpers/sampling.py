@@ -16,7 +16,8 @@ def latent_noise(height, width, batch=1, seed=7):
 
 
 def conditioning(tensor, **values):
-    return [[tensor, values]]
+    """A ComfyUI conditioning; as CLIPTextEncode makes it for Klein, without a pooled output."""
+    return [[tensor, {"pooled_output": None, **values}]]
 
 
 def random_klein(seed=0, dtype=torch.float32, **shape):
