@@ -6,8 +6,8 @@ from kleinkit.nano import server as api
 from kleinkit.nano.workflow import WORKFLOWS, read
 from PIL import Image
 
-# What ComfyUI says of every pack that it loads.
-USUAL = r"(\[INFO\] *)?(Import times for custom nodes:| *\d+\.\d seconds: .*KleinKit)?"
+# What ComfyUI says of every pack that it loads, and of the models that it finds.
+USUAL = r"(\[INFO\] *)?(Import times for custom nodes:| *\d+\.\d seconds: .*KleinKit|Assets scan.*)?"
 
 
 def start_log(server):
