@@ -1,25 +1,30 @@
-"""safetensors files for tests, written straight from a table of shapes: holes take no room on disk."""
+"""safetensors files for tests: tables of shapes, whose zeros are holes that take no room on disk, and torch tensors."""
 
 import json
 import math
 import struct
 
-BITS = {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8}
+import torch
+
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U8": 8, "I8": 8}
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
+          torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0", torch.uint8: "U8", torch.int8: "I8"}
 
 
-def write(path, tensors, metadata=None, filled=None):
-    """Write a safetensors file of zeros.
+def write(path, tensors, metadata=None, rows=None):
+    """Write a safetensors file.
 
     Args:
         path: where; its folder is made.
-        tensors: `{name: (dtype, shape)}`, laid out in this order.
+        tensors: `{name: tensor, or (dtype, shape) of zeros}`, laid out in this order.
         metadata: strings for the header.
-        filled: `{name: bytes}` of the tensors that are not zeros.
+        rows: `{name: {number: tensor}}`, rows of those that are zeros otherwise.
     Returns:
         The path.
     """
     header, end = {"__metadata__": metadata} if metadata else {}, 0
-    for name, (dtype, shape) in tensors.items():
+    for name, tensor in tensors.items():
+        dtype, shape = (DTYPES[tensor.dtype], tensor.shape) if isinstance(tensor, torch.Tensor) else tensor
         begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
@@ -27,11 +32,19 @@ def write(path, tensors, metadata=None, filled=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, content in (filled or {}).items():
-            file.seek(8 + len(text) + header[name]["data_offsets"][0])
-            file.write(content)
+        for name, tensor in tensors.items():
+            if isinstance(tensor, torch.Tensor):
+                file.seek(8 + len(text) + header[name]["data_offsets"][0])
+                file.write(as_bytes(tensor))
+            for number, row in (rows or {}).get(name, {}).items():
+                file.seek(8 + len(text) + header[name]["data_offsets"][0] + number * len(as_bytes(row)))
+                file.write(as_bytes(row))
         file.truncate(8 + len(text) + end)
     return path
+
+
+def as_bytes(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype="BF16", prefix=""):
@@ -56,9 +69,10 @@ def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
 
 
-def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, dtype="BF16", prefix="model."):
+def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, vocabulary=151936, dtype="BF16",
+          prefix="model."):
     """`{name: (dtype, shape)}` of a Qwen3; as given, of the 4B."""
-    shapes = {"embed_tokens.weight": (151936, hidden)}
+    shapes = {"embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in {
             "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
