@@ -57,8 +57,8 @@ def comfy(models, comfyui):
 
     args.cpu = True
     args.base_directory = str(models["base"].parent.parent.parent)
+    import utils.extra_config  # noqa: F401, I001  As main.py: before an old nodes.py makes comfy/utils.py win its name.
     import nodes
-    import utils.extra_config  # noqa: F401  As main.py: before an old nodes.py makes comfy/utils.py win its name.
     from server import PromptServer
 
     PromptServer(asyncio.new_event_loop())
