@@ -23,9 +23,20 @@ KEY = "kleinkit"
 
 @dataclass
 class Run:
-    """What one sampling run knows; it lives in the run's own copy of `model_options`."""
+    """What one sampling run knows; it lives in the run's own copy of `model_options`.
+
+    Attributes:
+        sigmas: of the run.
+        hooks: how many post-CFG functions there are before the sampler adds its own.
+        step, index, model_options: of the model call in progress, and the index of the one before.
+        observed: what rules observed, scalars on the device, by node.
+        entry: what `capture_entry` keeps for the skip pass.
+        calls: how many passes of each kind ran.
+        warned: sentences that were said.
+    """
 
     sigmas: list
+    hooks: int
     step: Step | None = None
     index: int | None = None
     model_options: dict | None = None
@@ -74,7 +85,7 @@ def run_of(model_options):
 def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
     """Begin a run, and say at its end what really ran."""
     options = extra_args["model_options"]
-    run = Run(sigmas.tolist())
+    run = Run(sigmas.tolist(), hooks=len(options["sampler_post_cfg_function"]))
     options["transformer_options"] = {**options.get("transformer_options", {}), RUN: run}
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
@@ -103,7 +114,10 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     run.step, run.model_options = step, model_options
     run.entry.clear()
     if step.zero:
-        return x.clone()
+        # No velocity: all predictions are x. Samplers of the cfg_pp kind take the negative's from a hook of their own.
+        own = model_options["sampler_post_cfg_function"][run.hooks:]
+        return comfy.samplers.cfg_function(guider.inner_model, x, x, 1.0, x, timestep, {"sampler_post_cfg_function": own},
+                                           guider.conds["positive"], guider.conds.get("negative"))
 
     conds = guider.conds
     if "negative" not in conds and step.passes != ("cond",):

@@ -62,6 +62,7 @@ def comfy_run(model, sigmas, noise, positive, negative, cfg, sampler="euler", la
     if isinstance(sampler, str):
         sampler = comfy.samplers.sampler_object(sampler)
     latent = torch.zeros_like(noise) if latent is None else latent
+    sigmas = sigmas.clone()  # uni_pc writes into them.
     return comfy.samplers.sample(model, noise, positive, negative, cfg, model.load_device, sampler, sigmas,
                                  model_options=model.model_options, latent_image=latent, disable_pbar=True, seed=0, **kwargs)
 

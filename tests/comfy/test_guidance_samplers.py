@@ -1,0 +1,97 @@
+"""The step of every model call, for every sampler of ComfyUI."""
+
+import pytest
+import torch
+from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+
+STEPS = 6
+# Klein's shifted sigmas lie close together at the start.
+SIGMAS = torch.tensor([1.0, 0.98, 0.95, 0.9, 0.83, 0.66, 0.0])
+SEVERAL_CALLS_A_STEP = {
+    "heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive",
+    "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3", "sa_solver_pece",
+}
+OWN_SIGMAS = {"dpm_fast", "dpm_adaptive"}
+CONSTANT = ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional"))
+HALF = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein(double_blocks=1, single_blocks=1)
+
+
+def calls_of(model, sampler, sigmas):
+    """`(sigma, index, steps)` of every model call of a run."""
+    from comfy.patcher_extension import WrappersMP
+
+    calls = []
+
+    def record(executor, x, timestep, model_options={}, seed=None):
+        step = model_options["transformer_options"]["kleinkit_run"].step
+        calls.append((float(timestep[0]), step.index, step.steps))
+        return executor(x, timestep, model_options, seed)
+
+    model = model.clone()
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, record)
+    prompt = conditioning(embeddings(192, 1))
+    comfy_run(model, sigmas, latent_noise(32, 32), prompt, prompt, 1.0, sampler)
+    return calls
+
+
+@pytest.fixture
+def samplers(comfy):
+    import comfy.samplers
+
+    return comfy.samplers.SAMPLER_NAMES
+
+
+def test_the_index_is_of_the_interval_that_the_sigma_lies_in(klein, run_node, samplers):
+    model = with_nodes(run_node, klein, CONSTANT)
+    bounds = SIGMAS.tolist()
+    for sampler in samplers:
+        calls = calls_of(model, sampler, SIGMAS)
+        assert {steps for *_, steps in calls} == {STEPS}, sampler
+        if sampler not in OWN_SIGMAS:
+            assert {index for _, index, _ in calls} == set(range(STEPS)), sampler
+        for sigma, index, _ in calls:
+            assert bounds[index] >= sigma * (1 - 1e-6), (sampler, sigma, index)
+            assert bounds[index + 1] < sigma * (1 - 1e-6) or index == STEPS - 1, (sampler, sigma, index)
+        if sampler not in SEVERAL_CALLS_A_STEP:
+            assert [index for _, index, _ in calls] == list(range(STEPS)), sampler
+
+
+@pytest.mark.parametrize("sampler, guided, unguided", [
+    ("euler", 3, 3), ("dpmpp_2m", 3, 3), ("res_multistep", 3, 3), ("uni_pc", 3, 3), ("euler_ancestral", 3, 3),
+    # The second call of a step of heun is at the next step's sigma, and belongs to it.
+    ("heun", 5, 6), ("dpm_2", 6, 5), ("dpmpp_sde", 6, 5),
+])
+def test_half_of_the_steps_are_guided(klein, run_node, caplog, sampler, guided, unguided):
+    caplog.set_level("INFO")
+    prompt = conditioning(embeddings(192, 1))
+    comfy_run(with_nodes(run_node, klein, HALF), SIGMAS, latent_noise(32, 32), prompt, prompt, 4.0, sampler)
+    print(caplog.text)
+    assert f"KleinKit: 6 steps, {2 * guided + unguided} passes (cond {guided + unguided}, uncond {guided})" in caplog.text
+
+
+def test_ksampler_advanced_s_slices_count_their_own_steps(klein, run_node):
+    model = with_nodes(run_node, klein, CONSTANT)
+    calls = calls_of(model, "euler", SIGMAS[2:6])
+    assert [(index, steps) for _, index, steps in calls] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_equal_neighbours(klein, run_node):
+    model = with_nodes(run_node, klein, CONSTANT)
+    calls = calls_of(model, "euler", torch.tensor([1.0, 0.7, 0.7, 0.3, 0.0]))
+    assert [index for _, index, _ in calls] == [0, 1, 2, 3]
+
+
+def test_zero_init_leaves_the_latent_as_it_is(klein, run_node, samplers):
+    # Also where the sampler asks for the negative's prediction by itself.
+    model = with_nodes(run_node, klein, ("KleinKitCFGZeroStar", dict(optimized_scale=False, zero_init_steps=1)))
+    noise, prompt = latent_noise(32, 32), conditioning(embeddings(192, 1))
+    for sampler in ("euler", "euler_cfg_pp", "dpmpp_2m", "dpmpp_2m_cfg_pp", "gradient_estimation_cfg_pp"):
+        assert sampler in samplers
+        done = comfy_run(model, SIGMAS[:2], noise, prompt, prompt, 4.0, sampler)
+        # ComfyUI divides what a flow model ends with by 1 − σ.
+        assert (done * (1.0 - SIGMAS[1]) - noise).abs().max() < 1e-5, sampler
