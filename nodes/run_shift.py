@@ -116,8 +116,6 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
         sigmas: the run's, float32 tensor [n + 1].
     Returns:
         `(sigmas, mu, schedule)`: the run's sigmas, and the float32 array that they are a part of.
-    Raises:
-        ValueError: as of `in_float32`.
     """
     def make(of, name, steps):
         return comfy.samplers.calculate_sigmas(of, name, steps).numpy()
@@ -138,9 +136,9 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
         bends = not np.array_equal(make(sampling, name, asked), made)
     if name == "simple":
         # The even steps that it looks up in a table.
-        made = in_float32(time_shift(np.linspace(1.0, 0.0, steps + 1), mu), steps, mu)
+        made = in_float32(time_shift(np.linspace(1.0, 0.0, steps + 1), mu))
     elif bends:
-        made = in_float32(time_shift(made.astype(np.float64), mu - own_mu(static)), steps, mu)
+        made = in_float32(time_shift(made.astype(np.float64), mu - own_mu(static)))
     logging.info("KleinKitDynamicShift: mu %.4f for %d tokens and %d steps.", mu, tokens, steps)
     return torch.from_numpy(made[index[start:stop]]).to(sigmas), mu, made
 

@@ -12,6 +12,7 @@ from .spacing import SPACINGS
 
 PIXELS_PER_TOKEN_SIDE = 16
 SMALLEST_DENOISE = 1e-4
+SMALLEST_BITS = np.finfo(np.float32).tiny.view(np.int32)
 DENOISE_MODES = "ksampler", "strength", "sigma"
 # The smallest and the largest value of each number.
 LIMITS = {
@@ -111,7 +112,7 @@ def make(schedule, tokens):
     Returns:
         `(sigmas, mu)`: float32 array [kept steps + 1], falling to 0.0 (empty when `denoise` is 0.0), and a float.
     Raises:
-        ValueError: `terminal` is not below the first sigma, or the shift makes sigmas before the last 0.
+        ValueError: `terminal` is not below the first sigma, or mu is so extreme that nothing can be stretched.
     """
     if schedule.denoise == 0.0:
         return np.zeros(0, np.float32), schedule.shift(tokens, schedule.steps)
@@ -141,23 +142,19 @@ def make(schedule, tokens):
     index = np.arange(kept_from, made)
     space = SPACINGS[schedule.spacing]
     sigmas = space(index, made, first, stretched(made - 1)) if space else stretched(index)
-    return in_float32(np.append(np.where(index == 0, first, sigmas), 0.0), made, mu), mu
+    return in_float32(np.append(np.where(index == 0, first, sigmas), 0.0)), mu
 
 
-def in_float32(sigmas, steps, mu):
-    """Sigmas as a sampler takes them: those that float32 cannot tell apart fall by its smallest step.
+def in_float32(sigmas):
+    """Sigmas as a sampler takes them: those that float32 cannot tell apart, or from 0, differ by its smallest step.
 
     Args:
-        sigmas: float64 array [n + 1], the last 0.0.
-        steps, mu: those of the schedule, for the message.
+        sigmas: float64 array [n + 1], falling from at most 1.0 to 0.0.
     Returns:
         float32 array [n + 1], strictly decreasing.
-    Raises:
-        ValueError: float32 has no number so small as a sigma before the last.
     """
     order = np.arange(len(sigmas) - 1, dtype=np.int32)
-    # Among positive floats, the next smaller one has the next smaller bits.
+    # The bits of positive floats, read as integers, are in the order of the floats.
     bits = np.minimum.accumulate(sigmas[:-1].astype(np.float32).view(np.int32) + order) - order
-    if not (bits > 0).all():
-        raise expected("steps", f"fewer: {steps} steps have mu {mu:.4g}, with which the last sigmas are 0", len(order))
+    bits = np.maximum(bits, SMALLEST_BITS + order[::-1])
     return np.append(bits.view(np.float32), np.float32(0.0))

@@ -336,3 +336,38 @@ def test_stochastic_sampling_of_diffusers_is_lcm(klein, run_node, ours):
         velocity = (x - seen[i]["denoised"]) / scheduler.sigmas[i]
         x = scheduler.step(velocity, t, x, generator=torch.Generator().manual_seed(i), return_dict=False)[0]
     agree(given, x, 1e-5)
+
+
+def test_a_model_that_is_not_flux2(comfy, run_node):
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    config = comfy.supported_models.Flux({"image_model": "flux", "disable_unet_model_creation": True})
+    flux1 = ModelPatcher(config.get_model({}), *[torch.device("cpu")] * 2)
+    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be a FLUX.2 model, but got 'Flux'"):
+        with_nodes(run_node, flux1, FLUX2)
+
+
+@pytest.mark.parametrize("node, sentence", [
+    (("ModelSamplingContinuousEDM", dict(sampling="edm", sigma_max=80.0, sigma_min=0.002)), "with flow sampling"),
+    (("ModelSamplingSD3", dict(shift=0.0)), "a shift above 0.0, but got 0.0"),
+], ids=lambda value: value[0])
+def test_a_sampling_without_a_shift(klein, run_node, node, sentence):
+    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be ") as error:
+        with_nodes(run_node, klein, node, FLUX2)
+    assert sentence in str(error.value)
+
+
+def test_a_latent_of_another_model(klein, run_node):
+    model = with_nodes(run_node, klein, FLUX2)
+    sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=4, denoise=1.0)[0]
+    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `latent` to be a FLUX.2 latent"):
+        comfy_run(model, sigmas, torch.zeros(1, 16, 8, 8), *[conditioning(embeddings(TEXT_WIDTH, 1))] * 2, 1.0)
+
+
+def test_a_clone_for_another_device_has_the_same_sampling(models, run_node):
+    model = run_node("UNETLoader", unet_name=models["base"].name, weight_dtype="default")[0]
+    model = with_nodes(run_node, model, FLUX2)
+    clone = model.deepclone_multigpu()
+    assert clone.model is not model.model
+    assert clone.get_model_object("model_sampling") is model.get_model_object("model_sampling")

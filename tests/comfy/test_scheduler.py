@@ -1,0 +1,104 @@
+"""KleinKitScheduler in the real ComfyUI, against its own schedulers."""
+
+import numpy as np
+import pytest
+import torch
+from sigmas import scheduler_inputs
+
+LIMIT = 1e-6
+SHIFTS = [{"shift": "flux2"}, {"shift": "flux2_continuous"}, {"shift": "flux1", "base_shift": 0.5, "max_shift": 1.15},
+          {"shift": "fixed", "mu": 1.15}, {"shift": "linear", "linear_shift": 3.0}, {"shift": "none"}]
+SPACINGS = ("uniform", "karras", "exponential", "beta", "linear_quadratic")
+
+
+@pytest.fixture
+def klein(run_node):
+    return lambda **changes: run_node("KleinKitScheduler", **scheduler_inputs(**changes))
+
+
+def agree(given, wanted):
+    assert given.dtype == torch.float32 and given.shape == wanted.shape
+    assert (given - wanted).abs().max() <= LIMIT
+
+
+@pytest.mark.parametrize("width, height", [(16, 16), (512, 768), (1024, 1024), (1040, 1024), (1088, 1024), (2048, 1536),
+                                           (4096, 4096)])
+def test_flux2_scheduler(klein, run_node, width, height):
+    for steps in (1, 2, 4, 20, 50, 128):
+        theirs = run_node("Flux2Scheduler", steps=steps, width=width, height=height)[0]
+        agree(klein(steps=steps, width=width, height=height)[0], theirs)
+
+
+def test_linear_quadratic(klein):
+    from comfy.samplers import linear_quadratic_schedule
+
+    class Sampling:
+        sigma_max = torch.tensor(1.0)
+
+    for steps in range(1, 101):
+        agree(klein(steps=steps, spacing="linear_quadratic")[0], linear_quadratic_schedule(Sampling, steps))
+
+
+@pytest.mark.parametrize("denoise", [0.05, 0.3, 0.5, 1.0])
+def test_denoise_as_basic_scheduler_cuts(klein, run_node, denoise):
+    whole = run_node("Flux2Scheduler", steps=int(8 / denoise), width=1024, height=1024)[0]
+    agree(klein(steps=8, denoise=denoise)[0], whole[-9:])
+
+
+@pytest.mark.parametrize("mode", ["ksampler", "strength", "sigma"])
+def test_denoise_of_nothing(klein, mode):
+    assert klein(denoise=0.0, denoise_mode=mode)[0].tolist() == []
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("rows, columns", [(1, 1), (64, 64), (36, 90), (1024, 1024)])
+def test_the_size_of_the_latent_wins(klein, batch, rows, columns):
+    latent = {"samples": torch.zeros(1, 1, 1, 1).expand(batch, 128, rows, columns)}
+    given, mu = klein(width=256, height=512, latent=latent)
+    wanted = klein(width=columns * 16, height=rows * 16)
+    assert torch.equal(given, wanted[0]) and mu == wanted[1]
+
+
+def test_the_latent_of_comfyui(klein, run_node):
+    latent = run_node("EmptyFlux2LatentImage", width=1248, height=832, batch_size=2)[0]
+    assert torch.equal(klein(latent=latent)[0], klein(width=1248, height=832)[0])
+
+
+@pytest.mark.parametrize("shape, whose", [
+    ((1, 4, 64, 64), "Stable Diffusion 1.5 or SDXL"), ((2, 16, 64, 64), "FLUX.1"), ((1, 16, 9, 60, 104), "Wan 2.1"),
+    ((1, 48, 9, 60, 104), "Wan 2.2"), ((1, 128, 9, 16, 16), "LTX-Video"), ((1, 32, 64, 64), "another model"),
+    ((128, 64), "another model"), ((64,), "another model"),
+])
+def test_the_latent_of_another_model(klein, shape, whose):
+    with pytest.raises(ValueError, match=r"^KleinKitScheduler: Expected `latent` to be a FLUX\.2 latent") as error:
+        klein(latent={"samples": torch.zeros(1).expand(shape)})
+    assert f"but got {list(shape)}" in str(error.value) and whose in str(error.value)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("shift", SHIFTS, ids=lambda shift: shift["shift"])
+def test_every_size_and_step_count_that_comfyui_allows(klein, shift, spacing):
+    for width, height in ((16, 16), (16, 16384), (1024, 1024), (16384, 16384)):
+        for steps in (1, 2, 1000, 10000):
+            for changes in ({}, {"terminal": 0.1}, {"denoise": 0.01}, {"denoise": 0.3, "denoise_mode": "sigma"}):
+                sigmas = klein(steps=steps, width=width, height=height, shift=shift, spacing=spacing, **changes)[0]
+                assert len(sigmas) == steps + 1 and sigmas[0] <= 1.0 and sigmas[-1] == 0.0
+                assert (np.diff(sigmas) < 0).all()
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"steps": 0}, "`steps` to be a whole number between 1 and 10000, but got 0."),
+    ({"width": 1000}, "`width` to be a multiple of 16, but got 1000."),
+    ({"height": 32768}, "`height` to be a whole number between 16 and 16384, but got 32768."),
+    ({"denoise": 1.5}, "`denoise` to be a number between 0.0 and 1.0, but got 1.5."),
+    ({"denoise": 1e-6}, "`denoise` to be 0.0, or between 0.0001 and 1.0, but got 1e-06."),
+    ({"denoise_mode": "sigmas"}, "`denoise_mode` to be one of ksampler, strength, sigma, but got 'sigmas'."),
+    ({"spacing": "simple"}, "`spacing` to be one of uniform, karras, exponential, beta, linear_quadratic"),
+    ({"shift": {"shift": "flux3"}}, "`shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
+    ({"shift": {"shift": "fixed", "mu": 99.0}}, "`shift.mu` to be a number between -20.0 and 20.0, but got 99.0."),
+    ({"terminal": 0.5, "denoise": 0.3, "denoise_mode": "sigma"}, "`terminal` to be below the first sigma (0.3)"),
+], ids=str)
+def test_settings_that_do_not_fit(klein, changes, sentence):
+    with pytest.raises(ValueError) as error:
+        klein(**changes)
+    assert str(error.value).startswith("KleinKitScheduler: Expected ") and sentence in str(error.value)
