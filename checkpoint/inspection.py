@@ -170,14 +170,15 @@ def _count(tensors, prefix):
     return len({key[len(prefix):].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
 
 
-def _columns(tensors, key):
-    """The width of what a linear layer takes: two 4-bit numbers lie in one byte of nvfp4 and convrot_w4a4.
+def _four_bits(tensors, key):
+    """Whether two numbers lie in each byte: nvfp4 is U8; convrot_w4a4 is I8, and its scales have one axis."""
+    dtype, scale = tensors[key].dtype, tensors.get(key + "_scale")
+    return dtype == "U8" or (dtype == "I8" and scale is not None and len(scale.shape) == 1)
 
-    Of ComfyUI's two int8 formats, only convrot_w4a4 has one scale a row, without a second axis.
-    """
-    tensor, scale = tensors[key], tensors.get(key + "_scale")
-    packed = tensor.dtype == "U8" or (tensor.dtype == "I8" and scale is not None and len(scale.shape) == 1)
-    return tensor.shape[-1] * (2 if packed else 1)
+
+def _columns(tensors, key):
+    """The width of what a linear layer takes."""
+    return tensors[key].shape[-1] * (2 if _four_bits(tensors, key) else 1)
 
 
 def _model(tensors, formats):
@@ -251,6 +252,8 @@ def _weights(tensors, formats):
     scales = (".weight_scale", ".scale_weight", "scaled_fp8")
     if dtype.startswith("F8") and any(key.endswith(scales) for key in tensors):
         return "fp8 scaled"
+    if dtype == "I8" and any(tensor.dtype == "I8" and _four_bits(tensors, key) for key, tensor in tensors.items()):
+        return "convrot_w4a4"
     return DTYPES.get(dtype, dtype)
 
 
