@@ -2,10 +2,13 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import guidance, loader, scheduler
+from . import guidance, loader, routes, scheduler
 
 
 class KleinKit(ComfyExtension):
+    async def on_load(self):
+        routes.add()
+
     async def get_node_list(self):
         return [*loader.NODES, *scheduler.NODES, *guidance.NODES]
 

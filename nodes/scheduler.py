@@ -13,11 +13,11 @@ from ..scheduler.mu import SHIFTS
 from ..scheduler.schedule import (
     DENOISE_MODES,
     LIMITS,
-    PIXELS_PER_TOKEN_SIDE,
     Schedule,
     choose_shift,
     make,
     multiple_of_16,
+    picture_tokens,
 )
 from ..scheduler.spacing import SPACINGS
 from .errors import names_itself
@@ -112,9 +112,7 @@ class KleinKitScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, steps, width, height, denoise, denoise_mode, shift, spacing, terminal, latent=None):
         schedule = Schedule(steps, width, height, denoise, denoise_mode, chosen_shift(shift), spacing, terminal)
-        tokens = (width // PIXELS_PER_TOKEN_SIDE) * (height // PIXELS_PER_TOKEN_SIDE)
-        if latent is not None:
-            tokens = latent_tokens(latent["samples"].shape)
+        tokens = picture_tokens(width, height) if latent is None else latent_tokens(latent["samples"].shape)
         sigmas, mu = make(schedule, tokens)
         return io.NodeOutput(torch.from_numpy(sigmas), mu)
 

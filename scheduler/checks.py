@@ -2,10 +2,15 @@
 
 import math
 
+LONGEST_VALUE = 200
+
 
 def expected(name, fits, given):
     """The error for an input that does not fit: `raise expected("start", "between 0.0 and 1.0", 1.2)`."""
-    return ValueError(f"Expected `{name}` to be {fits}, but got {given!r}.")
+    value = repr(given)
+    if len(value) > LONGEST_VALUE:
+        value = f"{value[:LONGEST_VALUE]}…"
+    return ValueError(f"Expected `{name}` to be {fits}, but got {value}.")
 
 
 def number(name, value, low, high):

@@ -28,7 +28,7 @@ LIMITS = {
 }
 
 
-def choose_shift(choice, **inputs):
+def choose_shift(choice, /, **inputs):
     """The function `(tokens, steps) → mu` of a choice of `shift` and the inputs that the choice brings.
 
     Raises:
@@ -37,7 +37,8 @@ def choose_shift(choice, **inputs):
     one_of("shift", SHIFTS, choice)
     takes = SHIFTS[choice].__kwdefaults__ or {}
     for name, value in inputs.items():
-        one_of(f"shift {choice}", takes, name)
+        if name not in takes:
+            raise expected(f"shift.{name}", f"absent ({choice} takes {', '.join(takes) or 'no number'})", value)
         number(f"shift.{name}", value, *LIMITS[name])
     return partial(SHIFTS[choice], **inputs)
 
@@ -78,6 +79,11 @@ def multiple_of_16(name, value):
     """
     if value % PIXELS_PER_TOKEN_SIDE:
         raise expected(name, f"a multiple of {PIXELS_PER_TOKEN_SIDE}", value)
+
+
+def picture_tokens(width, height):
+    """The number of 16×16 cells of a picture, from its sides in pixels."""
+    return (width // PIXELS_PER_TOKEN_SIDE) * (height // PIXELS_PER_TOKEN_SIDE)
 
 
 def steps_made(steps, denoise, mode):

@@ -344,7 +344,7 @@ def test_a_model_that_is_not_flux2(comfy, run_node):
 
     config = comfy.supported_models.Flux({"image_model": "flux", "disable_unet_model_creation": True})
     flux1 = ModelPatcher(config.get_model({}), *[torch.device("cpu")] * 2)
-    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be a FLUX.2 model, but got 'Flux'"):
+    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be a FLUX.2 model, but got"):
         with_nodes(run_node, flux1, FLUX2)
 
 

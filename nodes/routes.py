@@ -1,0 +1,47 @@
+"""The pack's route on ComfyUI's server: `POST /kleinkit/sigmas`, for the editor's preview of a schedule."""
+
+import json
+
+from aiohttp import web
+from server import PromptServer
+
+from ..scheduler.preview import preview
+
+MOST_BYTES = 16 * 1024
+
+
+async def settings_of(request):
+    """The settings that a request carries.
+
+    Raises:
+        ValueError: it carries none; the message says what would do.
+    """
+    if request.content_type != "application/json":
+        raise ValueError(f"Expected a body of type application/json, but got {request.content_type[:100]}.")
+    body = b""
+    async for chunk in request.content.iter_chunked(MOST_BYTES):
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise ValueError(f"Expected a body of at most {MOST_BYTES} bytes, but got more.")
+    try:
+        settings = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("Expected a body of JSON, but got something else.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"Expected a JSON object of settings, but got {type(settings).__name__}.")
+    return settings
+
+
+async def sigmas(request):
+    """Answer with `scheduler.preview.preview` of the settings in the body, or with 400 and a sentence as `error`."""
+    try:
+        return web.json_response(preview(await settings_of(request)))
+    except ValueError as error:
+        return web.json_response({"error": str(error)}, status=400)
+
+
+def add():
+    """Add the route, where there is a server; a worker without one has no editor."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.routes.post("/kleinkit/sigmas")(sigmas)

@@ -1,0 +1,127 @@
+"""`POST /kleinkit/sigmas` on the real server."""
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from kleinkit.nano import server as api
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def post(server):
+    """Send a body, bytes or what JSON can say: `(status, answer)`."""
+    def send(body, headers=JSON, path="/kleinkit/sigmas"):
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        try:
+            connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or "null")
+        finally:
+            connection.close()
+
+    return send
+
+
+@pytest.mark.parametrize("path", ["/kleinkit/sigmas", "/api/kleinkit/sigmas"])
+def test_it_is_the_schedule_of_diffusers(post, path):
+    status, answer = post({"steps": 50, "width": 1024, "height": 768}, path=path)
+    mu = compute_empirical_mu(64 * 48, 50)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 50, 50), mu=mu)
+    assert status == 200 and set(answer) == {"sigmas", "mu", "step_sizes", "start"}
+    np.testing.assert_allclose(answer["sigmas"], scheduler.sigmas, atol=1e-6)
+    np.testing.assert_allclose(answer["step_sizes"], -np.diff(scheduler.sigmas), atol=1e-6)
+    assert answer["mu"] == pytest.approx(mu) and answer["start"] == 1.0
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"steps": 4, "shift": "fixed", "shift.mu": 0.7},
+    {"shift": "flux1", "shift.base_shift": 0.2, "shift.max_shift": 2}, {"shift": "linear", "shift.linear_shift": 5.0},
+    {"denoise": 0.4, "denoise_mode": "sigma", "spacing": "beta"},
+    {"denoise": 0.4, "terminal": 0.1}, {"denoise": 0.4, "denoise_mode": "strength", "spacing": "karras"},
+], ids=str)
+def test_it_agrees_with_the_node_in_the_queue(server, post, settings):
+    defaults = {"steps": 20, "width": 1024, "height": 1024, "denoise": 1.0, "denoise_mode": "ksampler",
+                "shift": "flux2", "spacing": "uniform", "terminal": 0.0}
+    outcome = api.queue(server, {
+        "1": {"class_type": "KleinKitScheduler", "inputs": {**defaults, **settings}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    })
+    answer = post(settings)[1]
+    assert [float(text) for text in outcome.outputs["2"]["text"]] == [answer["mu"]]
+    [tensor] = outcome.outputs["3"]["text"]
+    shown = [float(number) for number in tensor.removeprefix("tensor([").rpartition("]")[0].split(",")]
+    np.testing.assert_allclose(shown, answer["sigmas"], atol=1e-4)
+
+
+def test_denoise_of_nothing(post):
+    answer = post({"denoise": 0.0})[1]
+    assert (answer["sigmas"], answer["step_sizes"], answer["start"]) == ([], [], 0.0)
+
+
+def test_the_most_steps(post):
+    status, answer = post({"steps": 10000, "width": 16384, "height": 16384, "spacing": "beta"})
+    assert status == 200 and len(answer["sigmas"]) == 10001
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({"steps": 0}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
+    ({"steps": 10**9}, "Expected `steps` to be a whole number between 1 and 10000, but got 1000000000."),
+    ({"steps": 4.5}, "Expected `steps` to be a whole number between 1 and 10000, but got 4.5."),
+    ({"steps": True}, "Expected `steps` to be a whole number between 1 and 10000, but got True."),
+    ({"steps": "20"}, "Expected `steps` to be a whole number between 1 and 10000, but got '20'."),
+    ({"steps": None}, "Expected `steps` to be a whole number between 1 and 10000, but got None."),
+    ({"width": [1024]}, "Expected `width` to be a whole number between 16 and 16384, but got [1024]."),
+    ({"width": 1001}, "Expected `width` to be a multiple of 16, but got 1001."),
+    ({"height": -16}, "Expected `height` to be a whole number between 16 and 16384, but got -16."),
+    ({"denoise": float("nan")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got nan."),
+    ({"denoise": float("inf")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got inf."),
+    ({"terminal": 1.0}, "Expected `terminal` to be a number between 0.0 and 0.99, but got 1.0."),
+    ({"spacing": {}}, "Expected `spacing` to be one of uniform, karras, exponential, beta, linear_quadratic, but got"),
+    ({"denoise_mode": "half"}, "Expected `denoise_mode` to be one of ksampler, strength, sigma, but got 'half'."),
+    ({"shift": ["flux2"]}, "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
+    ({"shift": "fixed", "shift.mu": float("nan")}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but"),
+    ({"shift": "fixed", "shift.mu": 1e308}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but got"),
+    ({"shift": "fixed", "shift.shift": 3.0}, "Expected `shift.shift` to be absent (fixed takes mu), but got 3.0."),
+    ({"shift": "flux2", "shift.mu": 1.0}, "Expected `shift.mu` to be absent (flux2 takes no number), but got 1.0."),
+    ({"shift.choice": "fixed"}, "Expected `shift.choice` to be absent (flux2 takes no number), but got 'fixed'."),
+    ({"latent": "../../secret"}, "Expected `setting` to be one of steps, width, height"),
+    ({"__class__": 1}, "Expected `setting` to be one of steps, width, height"),
+], ids=lambda value: str(value)[:40])
+def test_settings_that_do_not_fit(post, settings, sentence):
+    status, answer = post(settings)
+    assert status == 400 and list(answer) == ["error"]
+    assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
+
+
+@pytest.mark.parametrize("body, headers, sentence", [
+    (b"{}", {"Content-Type": "text/plain"}, "Expected a body of type application/json, but got text/plain."),
+    (b"{}", {}, "Expected a body of type application/json, but got application/octet-stream."),
+    (b"", JSON, "Expected a body of JSON, but got something else."),
+    (b"{'steps': 4}", JSON, "Expected a body of JSON, but got something else."),
+    (b"\xff\xfe\xfd", JSON, "Expected a body of JSON, but got something else."),
+    (b"[" * 16000, JSON, "Expected a body of JSON, but got something else."),
+    (b'{"steps": ' + b"9" * 8000 + b"}", JSON, "Expected a body of JSON, but got something else."),
+    (b"[]", JSON, "Expected a JSON object of settings, but got list."),
+    (b"4", JSON, "Expected a JSON object of settings, but got int."),
+    (b" " * 16 * 1024 + b"{}", JSON, "Expected a body of at most 16384 bytes, but got more."),
+    (b" " * 1_000_000, JSON, "Expected a body of at most 16384 bytes, but got more."),
+], ids=lambda value: str(value)[:30])
+def test_bodies_that_do_not_fit(post, body, headers, sentence):
+    assert post(body, headers) == (400, {"error": sentence})
+
+
+def test_a_body_of_just_16_kilobytes(post):
+    assert post(b'{"steps": 4}'.ljust(16 * 1024))[0] == 200
+
+
+def test_a_long_value_is_cut_in_the_sentence(post):
+    status, answer = post({"spacing": "x" * 10000})
+    assert status == 400 and len(answer["error"]) < 400
