@@ -10,9 +10,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..guidance import stack
-from ..guidance.distilled import Distilled
 from ..guidance.plan import plan_step, step_index
-from ..guidance.rule import COMBINE, NEGATIVE, PASSES, Step, Velocities
+from ..guidance.rule import ADAPTIVE, COMBINE, DISTILLED, NEGATIVE, PASSES, SCHEDULE, Step, Velocities
 from ..guidance.skip_layer import SkipLayer
 from .skip_pass import block_counts, capture_entry, entry_is_certain, skip_options
 
@@ -28,6 +27,7 @@ class Run:
     Attributes:
         sigmas: of the run.
         hooks: how many post-CFG functions there are before the sampler adds its own.
+        own_scales: whether the guider has other scales than cfg.
         step, index, model_options: of the model call in progress, and the index of the one before.
         observed: what rules observed, scalars on the device, by node.
         entry: what `capture_entry` keeps for the skip pass.
@@ -37,6 +37,7 @@ class Run:
 
     sigmas: list
     hooks: int
+    own_scales: bool
     step: Step | None = None
     index: int | None = None
     model_options: dict | None = None
@@ -85,7 +86,9 @@ def run_of(model_options):
 def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
     """Begin a run, and say at its end what really ran."""
     options = extra_args["model_options"]
-    run = Run(sigmas.tolist(), hooks=len(options["sampler_post_cfg_function"]))
+    run = Run(sigmas.tolist(), len(options["sampler_post_cfg_function"]), has_own_scales(guider))
+    for sentence in conflicts(options[RULES], guider, options):
+        run.warn(sentence)
     options["transformer_options"] = {**options.get("transformer_options", {}), RUN: run}
     try:
         return executor(guider, sigmas, extra_args, *args, **kwargs)
@@ -96,7 +99,26 @@ def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
                      ran or "none", ", ".join(rule.node for rule in options[RULES]))
 
 
-def predict_noise(executor, x, timestep, model_options={}, seed=None):
+def conflicts(rules, guider, model_options):
+    """What has no effect or no meaning in this run, a sentence each."""
+    nodes = {rule.order: rule.node for rule in rules}
+    if DISTILLED in nodes and guider.cfg > 1.0:
+        yield (f"cfg {guider.cfg:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of KleinKitLoader "
+               "to `allow`.")
+    if has_own_scales(guider) and nodes.keys() & {SCHEDULE, DISTILLED, ADAPTIVE}:
+        yield f"{type(guider).__name__} has scales of its own, so schedules of cfg have no effect in it."
+    if COMBINE in nodes and "sampler_cfg_function" in model_options:
+        yield f"{nodes[COMBINE]} and another node's sampler_cfg_function both combine the predictions; remove one."
+    hooks = (getattr(hook, "__qualname__", "") for hook in model_options["sampler_post_cfg_function"])
+    if NEGATIVE in nodes and any(name.startswith("CFGZeroStar.") for name in hooks):
+        yield f"{nodes[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction; remove ComfyUI's."
+
+
+def has_own_scales(guider):
+    return type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
+
+
+def predict_noise(executor, x, timestep, model_options, seed=None):
     """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
     run, guider = run_of(model_options), executor.class_obj
     rules = model_options.get(RULES, ())
@@ -108,9 +130,6 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     sigma, *seen = torch.stack([timestep.flatten()[0].float(), *(run.observed[name] for name in names)]).tolist()
     run.index = step_index(sigma, run.sigmas, run.index)
     step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, guider.cfg, dict(zip(names, seen)))
-    if any(isinstance(rule, Distilled) for rule in rules) and guider.cfg > 1.0:
-        run.warn(f"cfg {guider.cfg:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of "
-                 "KleinKitLoader to `allow`.")
     run.step, run.model_options = step, model_options
     run.entry.clear()
     if step.zero:
@@ -123,14 +142,6 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     if "negative" not in conds and step.passes != ("cond",):
         run.warn("this guider has no negative, so the guidance that needs one is left out.")
         step = run.step = replace(step, cfg=1.0, passes=tuple(p for p in step.passes if p in ("cond", "skip")) or ("cond",))
-    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise and step.cfg != guider.cfg:
-        run.warn(f"{type(guider).__name__} has scales of its own, so schedules of cfg have no effect in it.")
-
-    for rule in rules:
-        if rule.order == COMBINE and "sampler_cfg_function" in model_options:
-            run.warn(f"{rule.node} and another node's sampler_cfg_function both combine the predictions; remove one.")
-        if rule.order == NEGATIVE and any(map(is_comfyui_zero_star, model_options["sampler_post_cfg_function"])):
-            run.warn(f"{rule.node} and ComfyUI's CFGZeroStar both scale the negative prediction; remove ComfyUI's.")
 
     options = model_options
     if "skip" in step.passes:
@@ -178,8 +189,8 @@ def guide(args):
     )
     # Another pack may have changed the scale after the plan: what the sampler used is what counts.
     used = float(args["cond_scale"]) if ran_uncond else 1.0
-    if not math.isclose(used, step.cfg):
-        run.warn(f"another node changed cfg from {step.cfg:g} to {used:g} behind KleinKit's nodes, which follow it.")
+    if not math.isclose(used, step.cfg) and not run.own_scales:
+        run.warn(f"another node changed cfg to {used:g} behind KleinKit's nodes, which follow it.")
     step = replace(step, cfg=used)
     if step.guided:
         run.observed |= {rule.node: seen for rule in rules if (seen := rule.observe(velocities)) is not None}
@@ -187,10 +198,6 @@ def guide(args):
     if guided is None:
         return args["denoised"]
     return args["denoised"] - (guided - stack.combined(velocities, step).guided)
-
-
-def is_comfyui_zero_star(hook):
-    return getattr(hook, "__qualname__", "").startswith("CFGZeroStar.")
 
 
 def skip_pass(args, run, rules):

@@ -12,7 +12,9 @@ CONSTANT = dict(schedule={"schedule": "constant"}, unguided="conditional")
 NODES = {
     "KleinKitCFG": dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.6}, unguided="unconditional"),
     "KleinKitCFGZeroStar": dict(optimized_scale=True, zero_init_steps=1),
-    "KleinKitSkipLayerGuidance": dict(scale=2.0, double_layers="", single_layers="1", start=0.25, end=1.0, mode="block", rescale=0.3),
+    "KleinKitSkipLayerGuidance": dict(
+        scale=2.0, double_layers="", single_layers="1", start=0.25, end=1.0, mode="block", rescale=0.3
+    ),
     "KleinKitRenorm": dict(mode="token", strength=0.7, shrink_only=False),
     "KleinKitSlerpCFG": {},
     "KleinKitImageCFG": dict(image_scale=2.0),
@@ -42,21 +44,32 @@ def base(comfy):
 
 def run(model, cfg=4.0, **kwargs):
     reference = {"reference_latents": [latent_noise(16, 16, seed=3)]}
-    return comfy_run(model, SIGMAS, latent_noise(32, 32), conditioning(embeddings(192, 1)[:, :16], **reference),
-                     conditioning(embeddings(192, 2)[:, :16], **reference), cfg, **kwargs)
+    return comfy_run(
+        model,
+        SIGMAS,
+        latent_noise(32, 32),
+        conditioning(embeddings(192, 1)[:, :16], **reference),
+        conditioning(embeddings(192, 2)[:, :16], **reference),
+        cfg,
+        **kwargs,
+    )
 
 
 def chain(run_node, model, base, names):
-    return with_nodes(run_node, model, *(
-        (name, NODES[name] | ({"base_model": base} if name == "KleinKitBaseUncond" else {})) for name in names))
+    return with_nodes(
+        run_node,
+        model,
+        *((name, NODES[name] | ({"base_model": base} if name == "KleinKitBaseUncond" else {})) for name in names),
+    )
 
 
 def allowed(names):
     return not set(names) >= EXCLUDE
 
 
-@pytest.mark.parametrize("names", [
-    names for size in (2, 3) for names in itertools.combinations(NODES, size) if allowed(names)], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [names for size in (2, 3) for names in itertools.combinations(NODES, size) if allowed(names)], ids="+".join
+)
 def test_every_wiring_order_gives_the_same_pixels(klein, base, run_node, names):
     results = [run(chain(run_node, klein, base, order)) for order in itertools.permutations(names)]
     assert torch.isfinite(results[0]).all()

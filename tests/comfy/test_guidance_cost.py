@@ -30,8 +30,11 @@ def counted(model):
         return hook
 
     transformer = model.model.diffusion_model
-    hooks = [block.register_forward_hook(count((kind, i)), with_kwargs=True)
-             for kind in ("double", "single") for i, block in enumerate(getattr(transformer, f"{kind}_blocks"))]
+    hooks = [
+        block.register_forward_hook(count((kind, i)), with_kwargs=True)
+        for kind in ("double", "single")
+        for i, block in enumerate(getattr(transformer, f"{kind}_blocks"))
+    ]
     try:
         yield rows
     finally:
@@ -41,8 +44,14 @@ def counted(model):
 
 def run(model, cfg, sigmas=STEP, batch=1, positive=None, negative=None):
     noise = latent_noise(64, 64, batch)
-    return comfy_run(model, sigmas, noise, positive or conditioning(embeddings(192, 1)),
-                     negative or conditioning(embeddings(192, 2)), cfg)
+    return comfy_run(
+        model,
+        sigmas,
+        noise,
+        positive or conditioning(embeddings(192, 1)),
+        negative or conditioning(embeddings(192, 2)),
+        cfg,
+    )
 
 
 def rows_of(model, cfg, **kwargs):
@@ -51,42 +60,54 @@ def rows_of(model, cfg, **kwargs):
     return rows
 
 
-SKIP_SINGLE_9 = ("KleinKitSkipLayerGuidance", dict(
-    scale=3.0, double_layers="", single_layers="9", start=0.0, end=1.0, mode="block", rescale=0.0))
-COMFYUI_SKIP_SINGLE_9 = ("SkipLayerGuidanceDiT", dict(
-    double_layers="", single_layers="9", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0))
-UNGUIDED = ("KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.0}, unguided="conditional"))
+SKIP_SINGLE_9 = (
+    "KleinKitSkipLayerGuidance",
+    dict(scale=3.0, double_layers="", single_layers="9", start=0.0, end=1.0, mode="block", rescale=0.0),
+)
+COMFYUI_SKIP_SINGLE_9 = (
+    "SkipLayerGuidanceDiT",
+    dict(double_layers="", single_layers="9", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
+)
+UNGUIDED = (
+    "KleinKitCFG",
+    dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.0}, unguided="conditional"),
+)
 NEGATIVE_ONLY = ("KleinKitCFG", UNGUIDED[1] | {"unguided": "unconditional"})
 ZERO_INIT = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1))
 
 
-@pytest.mark.parametrize("nodes, cfg, rows", [
-    ((), 1.0, 25),
-    ((), 4.0, 50),
-    ((ZERO_INIT,), 4.0, 0),
-    ((UNGUIDED,), 4.0, 25),
-    ((NEGATIVE_ONLY,), 4.0, 25),
-    ((UNGUIDED, ("KleinKitImageCFG", {"image_scale": 3.0})), 4.0, 25),
-    ((("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional")),), 0.0, 25),
-    ((("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True)),), 4.0, 50),
-    ((("KleinKitSlerpCFG", {}),), 1.0, 25),
-    ((("KleinKitSlerpCFG", {}),), 4.0, 50),
-    ((("KleinKitImageCFG", {"image_scale": 1.0}),), 4.0, 50),
-    ((("KleinKitAdaptiveGuidance", {"threshold": 0.99}),), 4.0, 50),
-    ((SKIP_SINGLE_9,), 4.0, 60),
-    ((SKIP_SINGLE_9,), 1.0, 35),
-    ((COMFYUI_SKIP_SINGLE_9,), 4.0, 74),
-    ((COMFYUI_SKIP_SINGLE_9,), 1.0, 49),
-    ((ZERO_INIT, SKIP_SINGLE_9), 4.0, 0),
-    ((UNGUIDED, SKIP_SINGLE_9), 4.0, 35),
-])
+@pytest.mark.parametrize(
+    "nodes, cfg, rows",
+    [
+        ((), 1.0, 25),
+        ((), 4.0, 50),
+        ((ZERO_INIT,), 4.0, 0),
+        ((UNGUIDED,), 4.0, 25),
+        ((NEGATIVE_ONLY,), 4.0, 25),
+        ((UNGUIDED, ("KleinKitImageCFG", {"image_scale": 3.0})), 4.0, 25),
+        ((("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional")),), 0.0, 25),
+        ((("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True)),), 4.0, 50),
+        ((("KleinKitSlerpCFG", {}),), 1.0, 25),
+        ((("KleinKitSlerpCFG", {}),), 4.0, 50),
+        ((("KleinKitImageCFG", {"image_scale": 1.0}),), 4.0, 50),
+        ((("KleinKitAdaptiveGuidance", {"threshold": 0.99}),), 4.0, 50),
+        ((SKIP_SINGLE_9,), 4.0, 60),
+        ((SKIP_SINGLE_9,), 1.0, 35),
+        ((COMFYUI_SKIP_SINGLE_9,), 4.0, 74),
+        ((COMFYUI_SKIP_SINGLE_9,), 1.0, 49),
+        ((ZERO_INIT, SKIP_SINGLE_9), 4.0, 0),
+        ((UNGUIDED, SKIP_SINGLE_9), 4.0, 35),
+    ],
+)
 def test_rows_of_a_step(klein, run_node, nodes, cfg, rows):
     assert sum(rows_of(with_nodes(run_node, klein, *nodes), cfg).values()) == rows
 
 
 def test_image_cfg_adds_one_pass_above_scale_1(klein, run_node):
     reference = {"reference_latents": [latent_noise(64, 64, seed=3)]}
-    conds = dict(positive=conditioning(embeddings(192, 1), **reference), negative=conditioning(embeddings(192, 2), **reference))
+    conds = dict(
+        positive=conditioning(embeddings(192, 1), **reference), negative=conditioning(embeddings(192, 2), **reference)
+    )
     for scale, rows in ((1.0, 50), (2.0, 75)):
         model = with_nodes(run_node, klein, ("KleinKitImageCFG", {"image_scale": scale}))
         assert sum(rows_of(model, 4.0, **conds).values()) == rows
@@ -106,7 +127,7 @@ def test_skip_pass_begins_at_its_first_layer(klein, run_node, mode):
 @pytest.mark.parametrize("apart", (False, True), ids=("one call", "two calls"))
 def test_the_saving_holds_for_batches_and_for_conds_in_two_calls(klein, run_node, batch, apart):
     # Prompts of different lengths cannot share a call.
-    negative = conditioning(embeddings(192, 2)[:, :256 if apart else None])
+    negative = conditioning(embeddings(192, 2)[:, : 256 if apart else None])
     model = with_nodes(run_node, klein, SKIP_SINGLE_9)
     assert sum(rows_of(model, 4.0, batch=batch, negative=negative).values()) == 60 * batch
 

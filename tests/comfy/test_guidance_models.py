@@ -7,16 +7,55 @@ from sampling import comfy_run, conditioning, random_klein, with_nodes
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 SKIP = dict(scale=2.0, double_layers="1", single_layers="", start=0.0, end=1.0, mode="block", rescale=0.0)
 CONFIGS = {
-    "Flux": dict(image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=32, context_in_dim=64, hidden_size=128,
-                 mlp_ratio=2.0, num_heads=1, depth=2, depth_single_blocks=2, axes_dim=[32, 48, 48], theta=10000, qkv_bias=True,
-                 guidance_embed=True, txt_ids_dims=[]),
-    "SD3": dict(in_channels=16, patch_size=2, depth=2, input_size=None, adm_in_channels=32, context_size=64, num_patches=64 * 64,
-                pos_embed_max_size=64, pos_embed_scaling_factor=None, qkv_bias=True,
-                context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}}),
-    "SD15": dict(in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1], channel_mult=[1], transformer_depth=[0],
-                 transformer_depth_output=[0, 0], transformer_depth_middle=0, context_dim=64, image_size=32, num_heads=1,
-                 use_spatial_transformer=True, legacy=False, use_linear_in_transformer=False, adm_in_channels=None,
-                 use_temporal_attention=False),
+    "Flux": dict(
+        image_model="flux",
+        in_channels=16,
+        out_channels=16,
+        patch_size=2,
+        vec_in_dim=32,
+        context_in_dim=64,
+        hidden_size=128,
+        mlp_ratio=2.0,
+        num_heads=1,
+        depth=2,
+        depth_single_blocks=2,
+        axes_dim=[32, 48, 48],
+        theta=10000,
+        qkv_bias=True,
+        guidance_embed=True,
+        txt_ids_dims=[],
+    ),
+    "SD3": dict(
+        in_channels=16,
+        patch_size=2,
+        depth=2,
+        input_size=None,
+        adm_in_channels=32,
+        context_size=64,
+        num_patches=64 * 64,
+        pos_embed_max_size=64,
+        pos_embed_scaling_factor=None,
+        qkv_bias=True,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}},
+    ),
+    "SD15": dict(
+        in_channels=4,
+        out_channels=4,
+        model_channels=32,
+        num_res_blocks=[1],
+        channel_mult=[1],
+        transformer_depth=[0],
+        transformer_depth_output=[0, 0],
+        transformer_depth_middle=0,
+        context_dim=64,
+        image_size=32,
+        num_heads=1,
+        use_spatial_transformer=True,
+        legacy=False,
+        use_linear_in_transformer=False,
+        adm_in_channels=None,
+        use_temporal_attention=False,
+    ),
 }
 
 
@@ -37,7 +76,9 @@ def tiny(architecture):
 
 def text(seed):
     generator = torch.Generator().manual_seed(seed)
-    return conditioning(torch.randn(1, 16, 64, generator=generator), pooled_output=torch.randn(1, 32, generator=generator))
+    return conditioning(
+        torch.randn(1, 16, 64, generator=generator), pooled_output=torch.randn(1, 32, generator=generator)
+    )
 
 
 def run(model, cfg=4.0, batch=2):
@@ -66,24 +107,45 @@ class TestFlowModels:
     def test_skip_layer_equals_comfyui_s_whole_pass(self, comfy, run_node, architecture):
         model = tiny(architecture)
         ours = run(with_nodes(run_node, model, ("KleinKitSkipLayerGuidance", SKIP)))
-        theirs = run(with_nodes(run_node, model, ("SkipLayerGuidanceDiT", dict(
-            double_layers="1", single_layers="", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0))))
+        theirs = run(
+            with_nodes(
+                run_node,
+                model,
+                (
+                    "SkipLayerGuidanceDiT",
+                    dict(
+                        double_layers="1",
+                        single_layers="",
+                        scale=2.0,
+                        start_percent=0.0,
+                        end_percent=1.0,
+                        rescaling_scale=0.0,
+                    ),
+                ),
+            )
+        )
         assert not torch.allclose(theirs, run(model), atol=1e-4)
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
     def test_a_layer_that_this_model_lacks_gives_its_range(self, comfy, run_node, architecture):
-        with pytest.raises(ValueError, match="^KleinKitSkipLayerGuidance: Expected `double_layers` to be .* 0 to 1 .*got '7'"):
+        with pytest.raises(
+            ValueError, match="^KleinKitSkipLayerGuidance: Expected `double_layers` to be .* 0 to 1 .*got '7'"
+        ):
             with_nodes(run_node, tiny(architecture), ("KleinKitSkipLayerGuidance", SKIP | {"double_layers": "7"}))
 
 
 @pytest.mark.parametrize("node", PREDICTIONS_ONLY)
 def test_models_that_predict_noise_are_refused(comfy, run_node, node):
-    with pytest.raises(ValueError, match=f"^{node}: Expected `model` to be a flow matching model .*, but got BaseModel"):
+    with pytest.raises(
+        ValueError, match=f"^{node}: Expected `model` to be a flow matching model .*, but got BaseModel"
+    ):
         with_nodes(run_node, tiny("SD15"), (node, PREDICTIONS_ONLY[node]))
 
 
 def test_skip_layer_needs_blocks(comfy, run_node):
-    with pytest.raises(ValueError, match="^KleinKitSkipLayerGuidance: Expected `model` to be made of double and single blocks"):
+    with pytest.raises(
+        ValueError, match="^KleinKitSkipLayerGuidance: Expected `model` to be made of double and single blocks"
+    ):
         with_nodes(run_node, tiny("SD15"), ("KleinKitSkipLayerGuidance", SKIP))
 
 
@@ -91,7 +153,9 @@ class TestBaseUncond:
     def test_another_architecture_is_refused(self, comfy, run_node):
         klein = random_klein()
         for base in (random_klein(single_blocks=3), tiny("Flux")):
-            with pytest.raises(ValueError, match="^KleinKitBaseUncond: Expected `base_model` to be of the same architecture"):
+            with pytest.raises(
+                ValueError, match="^KleinKitBaseUncond: Expected `base_model` to be of the same architecture"
+            ):
                 with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": base}))
 
     def test_the_same_weights_are_refused(self, comfy, run_node):
@@ -104,5 +168,7 @@ def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):
     model = with_nodes(run_node, random_klein(), ("KleinKitImageCFG", {"image_scale": 2.0}))
     noise = torch.randn(1, 128, 2, 2)
     prompt = conditioning(torch.randn(1, 16, 192))
-    with pytest.raises(ValueError, match="^KleinKitImageCFG: Expected the negative conditioning to carry reference latents"):
+    with pytest.raises(
+        ValueError, match="^KleinKitImageCFG: Expected the negative conditioning to carry reference latents"
+    ):
         comfy_run(model, SIGMAS, noise, prompt, prompt, 4.0)

@@ -8,8 +8,21 @@ STEPS = 6
 # Klein's shifted sigmas lie close together at the start.
 SIGMAS = torch.tensor([1.0, 0.98, 0.95, 0.9, 0.83, 0.66, 0.0])
 SEVERAL_CALLS_A_STEP = {
-    "heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "dpm_fast", "dpm_adaptive",
-    "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3", "sa_solver_pece",
+    "heun",
+    "heunpp2",
+    "exp_heun_2_x0",
+    "exp_heun_2_x0_sde",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpm_fast",
+    "dpm_adaptive",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_sde",
+    "dpmpp_sde_gpu",
+    "seeds_2",
+    "seeds_3",
+    "sa_solver_pece",
 }
 OWN_SIGMAS = {"dpm_fast", "dpm_adaptive"}
 CONSTANT = ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional"))
@@ -27,7 +40,7 @@ def calls_of(model, sampler, sigmas):
 
     calls = []
 
-    def record(executor, x, timestep, model_options={}, seed=None):
+    def record(executor, x, timestep, model_options, seed=None):
         step = model_options["transformer_options"]["kleinkit_run"].step
         calls.append((float(timestep[0]), step.index, step.steps))
         return executor(x, timestep, model_options, seed)
@@ -61,17 +74,28 @@ def test_the_index_is_of_the_interval_that_the_sigma_lies_in(klein, run_node, sa
             assert [index for _, index, _ in calls] == list(range(STEPS)), sampler
 
 
-@pytest.mark.parametrize("sampler, guided, unguided", [
-    ("euler", 3, 3), ("dpmpp_2m", 3, 3), ("res_multistep", 3, 3), ("uni_pc", 3, 3), ("euler_ancestral", 3, 3),
-    # The second call of a step of heun is at the next step's sigma, and belongs to it.
-    ("heun", 5, 6), ("dpm_2", 6, 5), ("dpmpp_sde", 6, 5),
-])
+@pytest.mark.parametrize(
+    "sampler, guided, unguided",
+    [
+        ("euler", 3, 3),
+        ("dpmpp_2m", 3, 3),
+        ("res_multistep", 3, 3),
+        ("uni_pc", 3, 3),
+        ("euler_ancestral", 3, 3),
+        # The second call of a step of heun is at the next step's sigma, and belongs to it.
+        ("heun", 5, 6),
+        ("dpm_2", 6, 5),
+        ("dpmpp_sde", 6, 5),
+    ],
+)
 def test_half_of_the_steps_are_guided(klein, run_node, caplog, sampler, guided, unguided):
     caplog.set_level("INFO")
     prompt = conditioning(embeddings(192, 1))
     comfy_run(with_nodes(run_node, klein, HALF), SIGMAS, latent_noise(32, 32), prompt, prompt, 4.0, sampler)
     print(caplog.text)
-    assert f"KleinKit: 6 steps, {2 * guided + unguided} passes (cond {guided + unguided}, uncond {guided})" in caplog.text
+    assert (
+        f"KleinKit: 6 steps, {2 * guided + unguided} passes (cond {guided + unguided}, uncond {guided})" in caplog.text
+    )
 
 
 def test_ksampler_advanced_s_slices_count_their_own_steps(klein, run_node):

@@ -17,14 +17,25 @@ def klein(comfy):
 
 def whole_pass(layers, scale=2.5):
     double, single = layers
-    return ("SkipLayerGuidanceDiT", dict(double_layers=double, single_layers=single, scale=scale, start_percent=0.0,
-                                         end_percent=1.0, rescaling_scale=0.3))
+    return (
+        "SkipLayerGuidanceDiT",
+        dict(
+            double_layers=double,
+            single_layers=single,
+            scale=scale,
+            start_percent=0.0,
+            end_percent=1.0,
+            rescaling_scale=0.3,
+        ),
+    )
 
 
 def tail_pass(layers, scale=2.5):
     double, single = layers
-    return ("KleinKitSkipLayerGuidance", dict(scale=scale, double_layers=double, single_layers=single, start=0.0, end=1.0,
-                                              mode="block", rescale=0.3))
+    return (
+        "KleinKitSkipLayerGuidance",
+        dict(scale=scale, double_layers=double, single_layers=single, start=0.0, end=1.0, mode="block", rescale=0.3),
+    )
 
 
 def single_rows(model, run):
@@ -41,17 +52,16 @@ def single_rows(model, run):
 def compare(run_node, model, positive, layers=("", "2"), cfg=4.0, noise=None, negative=None):
     """Both nodes' runs agree; the rows that the first single block saw in theirs and in ours."""
     noise = latent_noise(64, 96) if noise is None else noise
-    results, rows = [], []
-    for node in (whole_pass(layers), tail_pass(layers)):
-        patched = with_nodes(run_node, model, node)
-        result, count = single_rows(patched, lambda: comfy_run(
-            patched, SIGMAS, noise, positive, negative or conditioning(embeddings(192, 2)), cfg))
-        results.append(result)
-        rows.append(count)
-    plain = comfy_run(model, SIGMAS, noise, positive, negative or conditioning(embeddings(192, 2)), cfg)
-    assert (results[0] - plain).abs().max() > 0.1
-    assert (results[0] - results[1]).abs().max() <= LIMIT * results[0].abs().max()
-    return rows
+
+    def run(*nodes):
+        patched = with_nodes(run_node, model, *nodes)
+        prompts = positive, negative or conditioning(embeddings(192, 2))
+        return single_rows(patched, lambda: comfy_run(patched, SIGMAS, noise, *prompts, cfg))
+
+    (plain, _), (whole, whole_rows), (tail, tail_rows) = run(), run(whole_pass(layers)), run(tail_pass(layers))
+    assert (whole - plain).abs().max() > 0.1
+    assert (whole - tail).abs().max() <= LIMIT * whole.abs().max()
+    return whole_rows, tail_rows
 
 
 @pytest.mark.parametrize("cfg", (1.0, 4.0))
@@ -61,7 +71,9 @@ def test_every_place_of_the_first_layer(klein, run_node, layers, cfg):
 
 
 def test_batch_with_prompts_in_two_calls(klein, run_node):
-    whole, tail = compare(run_node, klein, conditioning(embeddings(192, 1)[:, :100]), noise=latent_noise(64, 96, batch=3))
+    whole, tail = compare(
+        run_node, klein, conditioning(embeddings(192, 1)[:, :100]), noise=latent_noise(64, 96, batch=3)
+    )
     assert (whole, tail) == (3 * 3 * 3, 2 * 3 * 3)
 
 
@@ -78,8 +90,12 @@ def test_several_positives_run_the_whole_pass(klein, run_node):
 
 
 def test_a_positive_on_part_of_the_steps(klein, run_node):
-    first, = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 1)), start=0.0, end=0.5)
-    second, = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 3)), start=0.5, end=1.0)
+    (first,) = run_node(
+        "ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 1)), start=0.0, end=0.5
+    )
+    (second,) = run_node(
+        "ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 3)), start=0.5, end=1.0
+    )
     compare(run_node, klein, first + second)
 
 
@@ -87,18 +103,28 @@ def test_masks_and_areas_run_the_whole_pass(klein, run_node):
     mask = torch.zeros(1, 64, 96)
     mask[:, :, 48:] = 1.0
     rest, part = conditioning(embeddings(192, 1)), conditioning(embeddings(192, 3))
-    masked, = run_node("ConditioningSetMask", conditioning=part, mask=mask, set_cond_area="default", strength=1.0)
+    (masked,) = run_node("ConditioningSetMask", conditioning=part, mask=mask, set_cond_area="default", strength=1.0)
     whole, tail = compare(run_node, klein, rest + masked)
     assert whole == tail
-    area, = run_node("ConditioningSetAreaPercentage", conditioning=part, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0)
+    (area,) = run_node(
+        "ConditioningSetAreaPercentage", conditioning=part, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0
+    )
     whole, tail = compare(run_node, klein, rest + area)
     assert whole == tail
 
 
 def test_context_windows_run_the_whole_pass(klein, run_node):
-    inputs = dict(context_length=4, context_overlap=2, context_schedule="standard_static", context_stride=1, closed_loop=False,
-                  fuse_method="pyramid", dim=3, freenoise=False)
-    windowed, = run_node("ContextWindowsManual", model=klein, **inputs)
+    inputs = dict(
+        context_length=4,
+        context_overlap=2,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="pyramid",
+        dim=3,
+        freenoise=False,
+    )
+    (windowed,) = run_node("ContextWindowsManual", model=klein, **inputs)
     whole, tail = compare(run_node, windowed, conditioning(embeddings(192, 1)))
     assert whole == tail
 
@@ -109,15 +135,27 @@ def test_lora_hooks_on_the_positive(klein, run_node, models, comfy):
     folder = folder_paths.get_folder_paths("loras")[0]
     key = "diffusion_model.single_blocks.3.linear2"
     rows, columns = klein.model.state_dict()[f"{key}.weight"].shape
-    down, up = (torch.randn(4, columns, generator=torch.Generator().manual_seed(1)) * 0.3,
-                torch.randn(rows, 4, generator=torch.Generator().manual_seed(2)) * 0.3)
+    down, up = (
+        torch.randn(4, columns, generator=torch.Generator().manual_seed(1)) * 0.3,
+        torch.randn(rows, 4, generator=torch.Generator().manual_seed(2)) * 0.3,
+    )
     (models["base"].parent.parent / "loras").mkdir(exist_ok=True)
     save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, f"{folder}/hook.safetensors")
-    hooks, = run_node("CreateHookLoraModelOnly", lora_name="hook.safetensors", strength_model=1.0)
-    hooked, = run_node("ConditioningSetProperties", cond_NEW=conditioning(embeddings(192, 1)), strength=1.0,
-                       set_cond_area="default", hooks=hooks)
-    assert not torch.allclose(*(comfy_run(klein, SIGMAS, latent_noise(64, 96), positive, conditioning(embeddings(192, 2)), 4.0)
-                                for positive in (hooked, conditioning(embeddings(192, 1)))), atol=1e-2)
+    (hooks,) = run_node("CreateHookLoraModelOnly", lora_name="hook.safetensors", strength_model=1.0)
+    (hooked,) = run_node(
+        "ConditioningSetProperties",
+        cond_NEW=conditioning(embeddings(192, 1)),
+        strength=1.0,
+        set_cond_area="default",
+        hooks=hooks,
+    )
+    assert not torch.allclose(
+        *(
+            comfy_run(klein, SIGMAS, latent_noise(64, 96), positive, conditioning(embeddings(192, 2)), 4.0)
+            for positive in (hooked, conditioning(embeddings(192, 1)))
+        ),
+        atol=1e-2,
+    )
     whole, tail = compare(run_node, klein, hooked)
     assert (whole, tail) == (9, 6)
 
@@ -130,13 +168,16 @@ def test_compiled_models_run_the_whole_pass(klein, run_node):
     # As ComfyUI's TorchCompileModel, but with a backend that needs no C compiler, and with the attention of GPUs, without
     # which the model does not become one graph.
     compiled = klein.clone()
-    compiled.model_options["transformer_options"]["optimized_attention_override"] = lambda _, *args, **kwargs: \
+    compiled.model_options["transformer_options"]["optimized_attention_override"] = lambda _, *args, **kwargs: (
         attention_pytorch(*args, **kwargs)
+    )
     set_torch_compile_wrapper(compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
     negative, positive, noise = conditioning(embeddings(192, 2)), conditioning(embeddings(192, 1)), latent_noise(64, 96)
     for cfg in (1.0, 4.0):
-        runs = [comfy_run(with_nodes(run_node, model, tail_pass(("", "2"))), SIGMAS, noise, positive, negative, cfg)
-                for model in (klein, compiled)]
+        runs = [
+            comfy_run(with_nodes(run_node, model, tail_pass(("", "2"))), SIGMAS, noise, positive, negative, cfg)
+            for model in (klein, compiled)
+        ]
         assert (runs[0] - runs[1]).abs().max() <= LIMIT * runs[0].abs().max()
 
 

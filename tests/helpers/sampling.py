@@ -63,8 +63,21 @@ def comfy_run(model, sigmas, noise, positive, negative, cfg, sampler="euler", la
         sampler = comfy.samplers.sampler_object(sampler)
     latent = torch.zeros_like(noise) if latent is None else latent
     sigmas = sigmas.clone()  # uni_pc writes into them.
-    return comfy.samplers.sample(model, noise, positive, negative, cfg, model.load_device, sampler, sigmas,
-                                 model_options=model.model_options, latent_image=latent, disable_pbar=True, seed=0, **kwargs)
+    return comfy.samplers.sample(
+        model,
+        noise,
+        positive,
+        negative,
+        cfg,
+        model.load_device,
+        sampler,
+        sigmas,
+        model_options=model.model_options,
+        latent_image=latent,
+        disable_pbar=True,
+        seed=0,
+        **kwargs,
+    )
 
 
 def diffusers_transformer(weights, dtype=torch.float32):
@@ -77,11 +90,20 @@ def diffusers_transformer(weights, dtype=torch.float32):
     from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 
     hidden, text_width = weights["txt_in.weight"].shape
-    count = {kind: len({key.split(".")[1] for key in weights if key.startswith(f"{kind}_blocks.")}) for kind in ("double", "single")}
+    count = {
+        kind: len({key.split(".")[1] for key in weights if key.startswith(f"{kind}_blocks.")})
+        for kind in ("double", "single")
+    }
     model = Flux2Transformer2DModel(
-        attention_head_dim=128, num_attention_heads=hidden // 128, num_layers=count["double"],
-        num_single_layers=count["single"], joint_attention_dim=text_width, in_channels=weights["img_in.weight"].shape[1],
-        guidance_embeds=False, axes_dims_rope=(32, 32, 32, 32), rope_theta=2000,
+        attention_head_dim=128,
+        num_attention_heads=hidden // 128,
+        num_layers=count["double"],
+        num_single_layers=count["single"],
+        joint_attention_dim=text_width,
+        in_channels=weights["img_in.weight"].shape[1],
+        guidance_embeds=False,
+        axes_dims_rope=(32, 32, 32, 32),
+        rope_theta=2000,
     )
     model.load_state_dict(convert_flux2_transformer_checkpoint_to_diffusers(dict(weights)))
     return model.to(dtype).eval()
@@ -106,9 +128,16 @@ def diffusers_velocity(transformer, x, sigma, text, references=()):
         tokens = torch.cat([tokens, *(r.flatten(2).transpose(1, 2) for r in references)], dim=1)
         ids = torch.cat([ids, pipeline._prepare_image_ids(list(references)).expand(batch, -1, -1)], dim=1)
     with torch.no_grad():
-        out = transformer(hidden_states=tokens, timestep=torch.full((batch,), sigma, dtype=x.dtype), guidance=None,
-                          encoder_hidden_states=text, txt_ids=pipeline._prepare_text_ids(text), img_ids=ids, return_dict=False)[0]
-    return out[:, :height * width].transpose(1, 2).reshape(x.shape)
+        out = transformer(
+            hidden_states=tokens,
+            timestep=torch.full((batch,), sigma, dtype=x.dtype),
+            guidance=None,
+            encoder_hidden_states=text,
+            txt_ids=pipeline._prepare_text_ids(text),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+    return out[:, : height * width].transpose(1, 2).reshape(x.shape)
 
 
 def diffusers_run(sigmas, noise, velocity):

@@ -28,8 +28,12 @@ def ours(rules, v, cfg, index=0, steps=8):
     step = plan_step(rules, index, steps, 1.0 - index / steps, cfg)
     if step.zero:
         return torch.zeros_like(v["cond"])
-    used = Velocities(v["x"], v["cond"], v["uncond"] if "uncond" in step.passes else None,
-                      skip=v["skip"] if "skip" in step.passes else None)
+    used = Velocities(
+        v["x"],
+        v["cond"],
+        v["uncond"] if "uncond" in step.passes else None,
+        skip=v["skip"] if "skip" in step.passes else None,
+    )
     guided = stack.guide(rules, used, step)
     return stack.combined(used, step).guided if guided is None else guided
 
@@ -60,15 +64,25 @@ class TestFormulas:
         v = predictions(batch)
         rules = (CFGZeroStar(zero_init_steps=1),)
         for index in (0, 1, 7):
-            agree(ours(rules, v, cfg, index), theirs(ClassifierFreeZeroStarGuidance(cfg, zero_init_steps=1), v, index), cfg)
+            agree(
+                ours(rules, v, cfg, index),
+                theirs(ClassifierFreeZeroStarGuidance(cfg, zero_init_steps=1), v, index),
+                cfg,
+            )
 
     def test_skip_layer(self, batch, cfg):
         # diffusers leaves out the first step of its range. Without CFG its two formulations begin at different
         # predictions; the design's begins at the positive, as the original one does, which counts cfg from 0.
         v = predictions(batch)
         original = cfg == 1.0
-        guider = SkipLayerGuidance(0.0 if original else cfg, 2.5, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=0.5,
-                                   use_original_formulation=original, **LAYERS)
+        guider = SkipLayerGuidance(
+            0.0 if original else cfg,
+            2.5,
+            skip_layer_guidance_start=0.0,
+            skip_layer_guidance_stop=0.5,
+            use_original_formulation=original,
+            **LAYERS,
+        )
         for index in (1, 3, 4):
             agree(ours((SkipLayer(2.5, start=0.0, end=0.5),), v, cfg, index), theirs(guider, v, index), cfg)
 
@@ -78,7 +92,11 @@ def test_a_negative_of_zero_and_a_negative_that_is_the_positive(prediction):
     v = predictions(2)
     v["uncond"] = torch.zeros_like(v["cond"]) if prediction == "uncond" else v["cond"].clone()
     for cfg in SCALES:
-        agree(ours((CFGZeroStar(zero_init_steps=0),), v, cfg), theirs(ClassifierFreeZeroStarGuidance(cfg, zero_init_steps=0), v), cfg)
+        agree(
+            ours((CFGZeroStar(zero_init_steps=0),), v, cfg),
+            theirs(ClassifierFreeZeroStarGuidance(cfg, zero_init_steps=0), v),
+            cfg,
+        )
 
 
 # diffusers rounds a range's ends down; where they fall on steps there is nothing to round.
@@ -89,7 +107,9 @@ def test_ranges_on_whole_steps(steps, data):
     start, end = first / steps, last / steps
     cfg = ClassifierFreeGuidance(4.0, start=start, stop=end)
     skip = SkipLayerGuidance(4.0, skip_layer_guidance_start=start, skip_layer_guidance_stop=end, **LAYERS)
-    planned = plan((CFG(Interval(start, end)), SkipLayer(start=start, end=end)), [1.0 - i / steps for i in range(steps + 1)], 4.0)
+    planned = plan(
+        (CFG(Interval(start, end)), SkipLayer(start=start, end=end)), [1.0 - i / steps for i in range(steps + 1)], 4.0
+    )
     for step in planned:
         for guider in (cfg, skip):
             guider.set_state(step=step.index, num_inference_steps=steps, timestep=torch.tensor(0))

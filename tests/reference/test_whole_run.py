@@ -10,7 +10,15 @@ from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
 from diffusers.hooks import HookRegistry, LayerSkipConfig, apply_layer_skip
 from diffusers.hooks.layer_skip import AttentionProcessorSkipHook
 from safetensors.torch import load_file
-from sampling import comfy_run, conditioning, diffusers_run, diffusers_transformer, diffusers_velocity, embeddings, latent_noise
+from sampling import (
+    comfy_run,
+    conditioning,
+    diffusers_run,
+    diffusers_transformer,
+    diffusers_velocity,
+    embeddings,
+    latent_noise,
+)
 
 SIZES = ((128, 128), (96, 192))
 TEXT_WIDTH = 192
@@ -31,8 +39,17 @@ def klein(comfy, models):
 
 def sigmas_of(run_node, steps, size):
     height, width = size
-    return run_node("KleinKitScheduler", steps=steps, width=width, height=height, denoise=1.0, denoise_mode="ksampler",
-                    shift={"shift": "flux2"}, spacing="uniform", terminal=0.0)[0]
+    return run_node(
+        "KleinKitScheduler",
+        steps=steps,
+        width=width,
+        height=height,
+        denoise=1.0,
+        denoise_mode="ksampler",
+        shift={"shift": "flux2"},
+        spacing="uniform",
+        terminal=0.0,
+    )[0]
 
 
 def guider_run(transformer, sigmas, noise, cond, uncond, guider, skipping=None):
@@ -90,7 +107,7 @@ class TestAgainstDiffusers:
     def ours(self, cfg, *nodes, role="base"):
         model = self.klein(role)
         for node, inputs in nodes:
-            model, = self.run_node(node, model=model, **inputs)
+            (model,) = self.run_node(node, model=model, **inputs)
         return comfy_run(model, self.sigmas, self.noise, conditioning(self.cond), conditioning(self.uncond), cfg)
 
     def theirs(self, guider, skipping=None, role="base"):
@@ -101,26 +118,44 @@ class TestAgainstDiffusers:
         assert (ours - theirs).abs().max() <= LIMIT * theirs.abs().max().clamp_min(1.0)
 
     def test_cfg(self):
-        self.agree(self.ours(4.0, ("KleinKitCFG", {"schedule": {"schedule": "constant"}, "unguided": "conditional"})),
-                   self.theirs(ClassifierFreeGuidance(4.0)))
+        self.agree(
+            self.ours(4.0, ("KleinKitCFG", {"schedule": {"schedule": "constant"}, "unguided": "conditional"})),
+            self.theirs(ClassifierFreeGuidance(4.0)),
+        )
 
     def test_cfg_interval(self):
         interval = {"schedule": "interval", "start": 0.25, "end": 0.75}
-        self.agree(self.ours(4.0, ("KleinKitCFG", {"schedule": interval, "unguided": "conditional"})),
-                   self.theirs(ClassifierFreeGuidance(4.0, start=0.25, stop=0.75)))
+        self.agree(
+            self.ours(4.0, ("KleinKitCFG", {"schedule": interval, "unguided": "conditional"})),
+            self.theirs(ClassifierFreeGuidance(4.0, start=0.25, stop=0.75)),
+        )
 
     def test_cfg_zero_star(self):
-        self.agree(self.ours(4.0, ("KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1})),
-                   self.theirs(ClassifierFreeZeroStarGuidance(4.0, zero_init_steps=1)))
+        self.agree(
+            self.ours(4.0, ("KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1})),
+            self.theirs(ClassifierFreeZeroStarGuidance(4.0, zero_init_steps=1)),
+        )
 
     @pytest.mark.parametrize("mode", ("block", "attention"))
     def test_skip_layer(self, mode, steps):
         # diffusers leaves out step `start`·n itself, so its range begins a step before ours.
-        guider = SkipLayerGuidance(4.0, skip_layer_guidance_scale=2.5, skip_layer_guidance_start=0.25,
-                                   skip_layer_guidance_stop=0.75, skip_layer_guidance_layers=[0])
+        guider = SkipLayerGuidance(
+            4.0,
+            skip_layer_guidance_scale=2.5,
+            skip_layer_guidance_start=0.25,
+            skip_layer_guidance_stop=0.75,
+            skip_layer_guidance_layers=[0],
+        )
         skipping = skip_with_hooks(self.transformers["base"], self.cond, mode, [1], [0, 2])
-        inputs = {"scale": 2.5, "double_layers": "1", "single_layers": "0, 2", "start": (steps // 4 + 1) / steps, "end": 0.75,
-                  "mode": mode, "rescale": 0.0}
+        inputs = {
+            "scale": 2.5,
+            "double_layers": "1",
+            "single_layers": "0, 2",
+            "start": (steps // 4 + 1) / steps,
+            "end": 0.75,
+            "mode": mode,
+            "rescale": 0.0,
+        }
         self.agree(self.ours(4.0, ("KleinKitSkipLayerGuidance", inputs)), self.theirs(guider, skipping))
 
     def test_distilled(self):

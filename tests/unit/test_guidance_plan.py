@@ -50,7 +50,7 @@ class TestSchedules:
         middle = range((steps - skipped) // 2, (steps - skipped) // 2 + skipped)
         assert guided(Skip("early", ratio / 100), steps) == list(everything[skipped:])
         assert guided(Skip("late", ratio / 100), steps) == list(everything[:k])
-        assert guided(Skip("early_late", ratio / 100), steps) == list(everything[skipped // 2:skipped // 2 + k])
+        assert guided(Skip("early_late", ratio / 100), steps) == list(everything[skipped // 2 : skipped // 2 + k])
         assert guided(Skip("middle", ratio / 100), steps) == [i for i in everything if i not in middle]
         accumulator, alternate = Fraction(0), []
         for i in everything:
@@ -85,22 +85,25 @@ def test_passes_of_a_scale(cfg, passes):
     assert plan_step((), 0, 4, 1.0, cfg).passes == passes
 
 
-@pytest.mark.parametrize("rules, cfg, passes", [
-    ((CFGZeroStar(),), 4.0, ()),
-    ((CFGZeroStar(), SkipLayer(), ImageCFG(2.0)), 4.0, ()),
-    ((CFGZeroStar(zero_init_steps=0),), 1.0, ("cond",)),
-    ((CFGZeroStar(zero_init_steps=0),), 0.0, ("cond", "uncond")),
-    ((SkipLayer(),), 1.0, ("cond", "skip")),
-    ((SkipLayer(),), 4.0, ("cond", "uncond", "skip")),
-    ((SkipLayer(), CFG(Interval(0.5, 1.0), "unconditional")), 4.0, ("cond", "uncond", "skip")),
-    ((ImageCFG(2.0),), 1.0, ("cond", "uncond", "image")),
-    ((ImageCFG(2.0),), 4.0, ("cond", "uncond", "image")),
-    ((ImageCFG(1.0),), 4.0, ("cond", "uncond")),
-    ((ImageCFG(2.0), CFG(Interval(0.5, 1.0))), 4.0, ("cond",)),
-    ((Renorm(),), 1.0, ("cond",)),
-    ((Distilled(), SkipLayer()), 8.0, ("cond", "skip")),
-    ((Distilled(), CFGZeroStar(zero_init_steps=0), Renorm()), 8.0, ("cond",)),
-])
+@pytest.mark.parametrize(
+    "rules, cfg, passes",
+    [
+        ((CFGZeroStar(),), 4.0, ()),
+        ((CFGZeroStar(), SkipLayer(), ImageCFG(2.0)), 4.0, ()),
+        ((CFGZeroStar(zero_init_steps=0),), 1.0, ("cond",)),
+        ((CFGZeroStar(zero_init_steps=0),), 0.0, ("cond", "uncond")),
+        ((SkipLayer(),), 1.0, ("cond", "skip")),
+        ((SkipLayer(),), 4.0, ("cond", "uncond", "skip")),
+        ((SkipLayer(), CFG(Interval(0.5, 1.0), "unconditional")), 4.0, ("cond", "uncond", "skip")),
+        ((ImageCFG(2.0),), 1.0, ("cond", "uncond", "image")),
+        ((ImageCFG(2.0),), 4.0, ("cond", "uncond", "image")),
+        ((ImageCFG(1.0),), 4.0, ("cond", "uncond")),
+        ((ImageCFG(2.0), CFG(Interval(0.5, 1.0))), 4.0, ("cond",)),
+        ((Renorm(),), 1.0, ("cond",)),
+        ((Distilled(), SkipLayer()), 8.0, ("cond", "skip")),
+        ((Distilled(), CFGZeroStar(zero_init_steps=0), Renorm()), 8.0, ("cond",)),
+    ],
+)
 def test_passes_of_the_first_of_eight_steps(rules, cfg, passes):
     for order in (rules, rules[::-1]):
         assert plan_step(order, 0, 8, 1.0, cfg).passes == passes
@@ -112,12 +115,17 @@ def test_zero_init_steps_count_from_the_run_s_first():
 
 def test_adaptive_decides_from_what_was_observed():
     rules = (Adaptive(0.9),)
-    for observed, passes in (({}, ("cond", "uncond")), ({Adaptive.node: 0.89}, ("cond", "uncond")), ({Adaptive.node: 0.9}, ("cond",))):
+    for observed, passes in (
+        ({}, ("cond", "uncond")),
+        ({Adaptive.node: 0.89}, ("cond", "uncond")),
+        ({Adaptive.node: 0.9}, ("cond",)),
+    ):
         assert plan_step(rules, 3, 8, 0.5, 4.0, observed).passes == passes
 
 
-DESCENDING = st.lists(st.floats(0.01, 1.0, allow_subnormal=False), min_size=1, max_size=30, unique_by=lambda s: round(s, 4)).map(
-    lambda found: [*sorted(found, reverse=True), 0.0])
+DESCENDING = st.lists(
+    st.floats(0.01, 1.0, allow_subnormal=False), min_size=1, max_size=30, unique_by=lambda s: round(s, 4)
+).map(lambda found: [*sorted(found, reverse=True), 0.0])
 
 
 class TestStepIndex:
@@ -154,15 +162,26 @@ class TestStepIndex:
 
 
 class TestLayers:
-    @pytest.mark.parametrize("text, layers", [
-        ("9", (9,)), ("7-9, 12", (7, 8, 9, 12)), ("", ()), (" 3 , 1,1", (1, 3)), ("0-19", tuple(range(20))), ("2 - 2", (2,)), ("９", (9,)),
-    ])
+    @pytest.mark.parametrize(
+        "text, layers",
+        [
+            ("9", (9,)),
+            ("7-9, 12", (7, 8, 9, 12)),
+            ("", ()),
+            (" 3 , 1,1", (1, 3)),
+            ("0-19", tuple(range(20))),
+            ("2 - 2", (2,)),
+            ("９", (9,)),
+        ],
+    )
     def test_good(self, text, layers):
         assert parse_layers("single_layers", text, 20) == layers
 
     @pytest.mark.parametrize("text", ("a", "-1", "3-1", "99", "20", "1;2", "1.5", "0-20", "1 2", "9" * 5000))
     def test_bad_says_what_is_valid(self, text):
-        with pytest.raises(ValueError, match="^Expected `single_layers` to be layers of this model, 0 to 19 .*but got "):
+        with pytest.raises(
+            ValueError, match="^Expected `single_layers` to be layers of this model, 0 to 19 .*but got "
+        ):
             parse_layers("single_layers", text, 20)
 
     def test_a_model_without_such_layers(self):
@@ -170,27 +189,30 @@ class TestLayers:
             parse_layers("single_layers", "0", 0)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Interval(0.5, 0.5), "`end` to be above `start`"),
-    (lambda: Interval(0.6, 0.5), "`end` to be above `start`"),
-    (lambda: Interval(-0.1, 0.5), "`start` to be between 0.0 and 1.0"),
-    (lambda: SkipLayer(start=0.7, end=0.3), "`end` to be above `start`"),
-    (lambda: Interval(0.0, float("nan")), "`end`"),
-    (lambda: Skip("first", 0.5), "`mode` to be one of early"),
-    (lambda: Skip("late", 1.5), "`guided_ratio`"),
-    (lambda: Diminishing(0.0), "`cutoff`"),
-    (lambda: Curve.parse(""), "`scales` to be numbers"),
-    (lambda: Curve.parse("5, x"), "`scales` to be numbers"),
-    (lambda: Curve.parse("5, nan"), "`scales` to be numbers"),
-    (lambda: Curve.parse("5, -1"), "`scales` to be numbers"),
-    (lambda: Curve.parse("1e9"), "`scales` to be numbers"),
-    (lambda: CFG(unguided="neither"), "`unguided` to be one of"),
-    (lambda: CFGZeroStar(zero_init_steps=-1), "`zero_init_steps`"),
-    (lambda: Renorm("row"), "`mode` to be one of global"),
-    (lambda: Renorm(strength=2.0), "`strength`"),
-    (lambda: ImageCFG(float("inf")), "`image_scale`"),
-    (lambda: Adaptive(float("nan")), "`threshold`"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Interval(0.5, 0.5), "`end` to be above `start`"),
+        (lambda: Interval(0.6, 0.5), "`end` to be above `start`"),
+        (lambda: Interval(-0.1, 0.5), "`start` to be between 0.0 and 1.0"),
+        (lambda: SkipLayer(start=0.7, end=0.3), "`end` to be above `start`"),
+        (lambda: Interval(0.0, float("nan")), "`end`"),
+        (lambda: Skip("first", 0.5), "`mode` to be one of early"),
+        (lambda: Skip("late", 1.5), "`guided_ratio`"),
+        (lambda: Diminishing(0.0), "`cutoff`"),
+        (lambda: Curve.parse(""), "`scales` to be numbers"),
+        (lambda: Curve.parse("5, x"), "`scales` to be numbers"),
+        (lambda: Curve.parse("5, nan"), "`scales` to be numbers"),
+        (lambda: Curve.parse("5, -1"), "`scales` to be numbers"),
+        (lambda: Curve.parse("1e9"), "`scales` to be numbers"),
+        (lambda: CFG(unguided="neither"), "`unguided` to be one of"),
+        (lambda: CFGZeroStar(zero_init_steps=-1), "`zero_init_steps`"),
+        (lambda: Renorm("row"), "`mode` to be one of global"),
+        (lambda: Renorm(strength=2.0), "`strength`"),
+        (lambda: ImageCFG(float("inf")), "`image_scale`"),
+        (lambda: Adaptive(float("nan")), "`threshold`"),
+    ],
+)
 def test_bad_settings_name_the_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -91,7 +91,13 @@ class TestFormulas:
 
 
 # A blog's study of CFG in large models, at cos θ = 0.98: {w: (of v_c, of v_u)}.
-GOLDEN_SLERP = {2: (1.96, -1.0), 3: (2.8416, -1.96), 4: (3.60954, -2.8416), 5: (4.23309, -3.60954), 6: (4.68732, -4.23309)}
+GOLDEN_SLERP = {
+    2: (1.96, -1.0),
+    3: (2.8416, -1.96),
+    4: (3.60954, -2.8416),
+    5: (4.23309, -3.60954),
+    6: (4.68732, -4.23309),
+}
 
 
 @pytest.mark.parametrize("cfg", GOLDEN_SLERP)
@@ -122,7 +128,9 @@ ALL_RULES = {
 def guided(rules, predictions, cfg):
     step = plan_step(rules, 0, 8, 1.0, cfg)
     names = [name for name in ("cond", "uncond", "image", "skip") if name in step.passes]
-    velocities = Velocities(predictions["x"], **{"cond": predictions["cond"], **{name: predictions[name] for name in names}})
+    velocities = Velocities(
+        predictions["x"], **{"cond": predictions["cond"], **{name: predictions[name] for name in names}}
+    )
     result = stack.guide(rules, velocities, step)
     return stack.combined(velocities, step).guided if result is None else result
 
@@ -147,10 +155,19 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
     assert torch.isfinite(guided(rules, p, cfg)).all()
 
 
-@pytest.mark.parametrize("rules", [
-    (CFG(),), (CFGZeroStar(False, 0),), (Renorm(strength=0.0),), (SkipLayer(scale=0.0),), (SkipLayer(single_layers=()),),
-    (ImageCFG(1.0),), (Adaptive(1.0),), (BaseUncond(),),
-])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (CFG(),),
+        (CFGZeroStar(False, 0),),
+        (Renorm(strength=0.0),),
+        (SkipLayer(scale=0.0),),
+        (SkipLayer(single_layers=()),),
+        (ImageCFG(1.0),),
+        (Adaptive(1.0),),
+        (BaseUncond(),),
+    ],
+)
 def test_neutral_settings_leave_the_sampler_s_own_result(rules):
     p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond"))}
     step = plan_step(rules, 0, 8, 1.0, 4.0)
