@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from . import vae
+
 HEAD = 128
 QWEN_VOCABULARY = 151936
-TAE_WIDTH = 64
 
 
 def transformer(seed, *, double_blocks=2, single_blocks=4, heads=1, text_width=192, channels=128):
@@ -95,71 +96,23 @@ def text_encoder(seed, *, hidden=64, layers=36, heads=1, intermediate=128, vocab
     return weights
 
 
-def vae():
-    """Weights of a VAE in TAEF2's format, set by hand: a latent holds the colours of 8×8 pixel cells.
-
-    Signed values pass TAEF2's ReLUs as pairs (x, −x). Encoding and decoding a picture of 8×8 cells returns it
-    within 0.02.
-
-    Returns:
-        `(encoder, decoder)`, two dicts `{key: float16 array}`.
-    """
-    colours, pairs = 3, 6
-    # TAEF2 squashes latents with 3·tanh(x/3): small latents stay linear.
-    latent_scale = 0.5
-
-    def conv(rows, columns, size=3):
-        return np.zeros((rows, columns, size, size), np.float16)
-
-    def carry(layers, stages):
-        """Blocks that return what they get; strides average 2×2 pixels, upsampled stages repeat."""
-        for index, kind in stages:
-            if kind in ("stride", "repeat"):
-                kernel = conv(TAE_WIDTH, TAE_WIDTH)
-                for c in range(pairs):
-                    if kind == "stride":
-                        kernel[c, c, 1:, 1:] = 0.25
-                    else:
-                        kernel[c, c, 1, 1] = 1.0
-                layers[f"{index}.weight"] = kernel
-                continue
-            for part in (0, 2, 4):
-                layers[f"{index}.conv.{part}.weight"] = conv(TAE_WIDTH, TAE_WIDTH)
-                layers[f"{index}.conv.{part}.bias"] = np.zeros(TAE_WIDTH, np.float16)
-            if kind == "group norm":
-                layers[f"{index}.pool.0.weight"] = conv(4 * TAE_WIDTH, TAE_WIDTH, 1)
-                layers[f"{index}.pool.1.weight"] = np.ones(4 * TAE_WIDTH, np.float16)
-                layers[f"{index}.pool.1.bias"] = np.zeros(4 * TAE_WIDTH, np.float16)
-                layers[f"{index}.pool.3.weight"] = conv(TAE_WIDTH, 4 * TAE_WIDTH, 1)
-
-    encoder = {"0.weight": conv(TAE_WIDTH, 3), "0.bias": np.zeros(TAE_WIDTH, np.float16),
-               "14.weight": conv(32, TAE_WIDTH), "14.bias": np.zeros(32, np.float16)}
-    decoder = {"1.weight": conv(TAE_WIDTH, 32), "1.bias": np.zeros(TAE_WIDTH, np.float16),
-               "19.weight": conv(3, TAE_WIDTH), "19.bias": np.full(3, 0.5, np.float16)}
-    for c in range(colours):
-        for sign, channel in ((1, 2 * c), (-1, 2 * c + 1)):
-            encoder["0.weight"][channel, c, 1, 1] = sign
-            encoder["0.bias"][channel] = -0.5 * sign
-            encoder["14.weight"][c, channel, 1, 1] = sign * 2 * latent_scale
-            decoder["1.weight"][channel, c, 1, 1] = sign
-            decoder["19.weight"][c, channel, 1, 1] = sign / (2 * latent_scale)
-    carry(encoder, [(1, "block"), (2, "stride"), *((i, "block") for i in (3, 4, 5)), (6, "stride"),
-                    *((i, "block") for i in (7, 8, 9)), (10, "stride"), *((i, "group norm") for i in (11, 12, 13))])
-    carry(decoder, [*((i, "group norm") for i in (3, 4, 5)), (7, "repeat"), *((i, "block") for i in (8, 9, 10)),
-                    (12, "repeat"), *((i, "block") for i in (13, 14, 15)), (17, "repeat"), (18, "block")])
-    return encoder, decoder
+def knows_taef2(comfyui):
+    """Whether a ComfyUI loads TAEF2: 0.20.1 does not, 0.24.1 does."""
+    return '"taef2"' in (comfyui / "nodes.py").read_text("utf-8")
 
 
-def build(models, seed=0):
+def build(models, comfyui, seed=0):
     """Write the nano family into a ComfyUI `models` folder, where `KleinKitLoader` and ComfyUI's loaders find it.
 
     Files that are already there are kept. A file appears under its name only when it is whole.
 
     Args:
         models: the folder, which need not exist.
+        comfyui: the folder of the ComfyUI that is to load them.
         seed: of the weights.
     Returns:
-        `{role: path}` of the files `base`, `distilled`, `text_encoder`, `vae_encoder`, `vae_decoder`.
+        `{role: path}` of the files `base`, `distilled`, `text_encoder`, `vae_encoder`, `vae_decoder` (TAEF2's), and
+        `vae` (168 MB, in the format of FLUX.2's own) where that ComfyUI does not know TAEF2.
     """
     models = Path(models)
     files = {
@@ -169,13 +122,16 @@ def build(models, seed=0):
         "vae_encoder": models / "vae_approx" / "taef2_encoder.safetensors",
         "vae_decoder": models / "vae_approx" / "taef2_decoder.safetensors",
     }
-    encoder, decoder = vae()
+    if not knows_taef2(comfyui):
+        files["vae"] = models / "vae" / "flux2-vae-nano.safetensors"
+    encoder, decoder = vae.taef2()
     makers = {
         "base": lambda: (transformer(seed), {"is_distilled": "false"}),
         "distilled": lambda: (transformer(seed + 1), {"is_distilled": "true"}),
         "text_encoder": lambda: (text_encoder(seed + 2), {}),
         "vae_encoder": lambda: (encoder, {}),
         "vae_decoder": lambda: (decoder, {}),
+        "vae": lambda: (vae.flux2(), {}),
     }
     for role, path in files.items():
         if path.exists():

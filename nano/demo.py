@@ -66,7 +66,7 @@ def first_picture(klein=None):
 @contextlib.contextmanager
 def with_comfyui(base, port=0):
     """The found ComfyUI with KleinKit, the nano family and that ComfyUI's own models, in a base directory of ours."""
-    build(base / "models")
+    build(base / "models", comfyui())
     print(f"Starting ComfyUI ({comfyui()}) …", flush=True)
     with api.running(comfyui(), base, port=port, cpu=use_cpu(), models=comfyui() / "models") as server:
         yield server

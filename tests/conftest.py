@@ -42,11 +42,11 @@ def comfyui():
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
+def models(tmp_path_factory, comfyui):
     """The nano family on disk: `{role: path}`, in a base directory that ComfyUI uses in this process."""
     from kleinkit.nano.build import build
 
-    return build(tmp_path_factory.mktemp("comfy") / "models")
+    return build(tmp_path_factory.mktemp("comfy") / "models", comfyui)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def server(tmp_path_factory, comfyui):
     from kleinkit.nano.server import running
 
     base = tmp_path_factory.mktemp("server")
-    build(base / "models")
+    build(base / "models", comfyui)
     with running(comfyui, base) as server:
         yield server
 
