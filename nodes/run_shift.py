@@ -86,7 +86,7 @@ def own_mu(static):
     return static.shift if isinstance(static, ModelSamplingFlux) else math.log(static.shift)
 
 
-def run_shift(static):
+def with_run_shift(static):
     """A copy of a flow model's sampling that is a `RunShift`."""
     shifted = copy.deepcopy(static)
     shifted.__class__ = type("KleinKitSampling", (RunShift, type(static)), {})
@@ -104,6 +104,10 @@ def whole_schedule(sigmas):
         return sigmas.float().cpu().numpy(), 0
     size = sigmas.untyped_storage().nbytes() // sigmas.element_size()
     return sigmas.as_strided((size,), (1,), 0).float().cpu().numpy(), sigmas.storage_offset()
+
+
+def falls(sigmas):
+    return sigmas[0] <= 1.0 and sigmas[-1] == 0.0 and (np.diff(sigmas) <= 0.0).all()
 
 
 def shifted_schedule(sampling, shift, tokens, sigmas):
@@ -124,15 +128,16 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
     schedule, start = whole_schedule(sigmas)
     stop = start + len(sigmas)
     found = stock.find(schedule, stop - 1, tuple(comfy.samplers.SCHEDULER_HANDLERS), partial(make, static))
-    if not found:
-        mu = shift(tokens, len(sigmas) - 1)
+    if not (found and falls(found[2])):
+        if not falls(schedule):
+            schedule = np.sort(schedule[start:stop])[::-1]
         logging.info("KleinKitDynamicShift: these sigmas are of no scheduler in KSampler's list with the model's own "
                      "shift, and stay as they are.")
-        return sigmas, mu, np.sort(sigmas.float().cpu().numpy())[::-1]
+        return sigmas, shift(tokens, len(schedule) - 1), schedule
     name, asked, made, index = found
     steps = len(made) - 1
     mu = shift(tokens, steps)
-    with sampling.during(mu, made):
+    with sampling.during(own_mu(static) + 1.0, made):
         bends = not np.array_equal(make(sampling, name, asked), made)
     if name == "simple":
         # The even steps that it looks up in a table.

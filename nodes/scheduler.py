@@ -22,7 +22,7 @@ from ..scheduler.schedule import (
 from ..scheduler.spacing import SPACINGS
 from .errors import names_itself
 from .latent import latent_tokens
-from .run_shift import RunShift, run_shift, shift_run
+from .run_shift import RunShift, shift_run, with_run_shift
 
 WRAPPER = "kleinkit_shift"
 
@@ -144,7 +144,7 @@ class KleinKitDynamicShift(io.ComfyNode):
                            type(static).__name__)
         if not static.sigmas.all():
             raise expected("model", "a model whose sampling has a shift above 0.0", static.shift)
-        patched, sampling = model.clone(), run_shift(static)
+        patched, sampling = model.clone(), with_run_shift(static)
         patched.add_object_patch("model_sampling", sampling)
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER)
         wrapper = partial(shift_run, sampling, chosen_shift(shift))

@@ -1,0 +1,64 @@
+"""KleinKitDynamicShift over the API queue."""
+
+import numpy as np
+import pytest
+from kleinkit.nano import server as api
+from PIL import Image
+
+WIDTH, HEIGHT, STEPS = 160, 96, 5
+COMMON = {
+    "model": ("KleinKitLoader", dict(diffusion_model="flux-2-klein-nano-base.safetensors", text_encoder="auto", vae="auto",
+                                     variant="auto", weight_dtype="default", distilled_cfg="ignore",
+                                     trim_text_encoder=True)),
+    "positive": ("CLIPTextEncode", dict(clip=["model", 1], text="a red circle")),
+    "negative": ("CLIPTextEncode", dict(clip=["model", 1], text="")),
+    "latent": ("EmptyFlux2LatentImage", dict(width=WIDTH, height=HEIGHT, batch_size=1)),
+    "dynamic": ("KleinKitDynamicShift", {"model": ["model", 0], "shift": "flux1", "shift.base_shift": 0.3,
+                                         "shift.max_shift": 1.5}),
+    "picture": ("VAEDecode", dict(samples=["sampler", 0], vae=["model", 2])),
+    "save": ("SaveImage", dict(images=["picture", 0], filename_prefix="dynamic")),
+}
+CONDS = dict(cfg=3.0, positive=["positive", 0], negative=["negative", 0], latent_image=["latent", 0])
+KSAMPLER = {"sampler": ("KSampler", dict(model=["dynamic", 0], seed=3, steps=STEPS, sampler_name="euler",
+                                         scheduler="simple", denoise=1.0, **CONDS))}
+CUSTOM = {
+    "sigmas": ("KleinKitScheduler", {
+        "steps": STEPS, "width": 512, "height": 512, "denoise": 1.0, "denoise_mode": "ksampler", "spacing": "uniform",
+        "terminal": 0.0, "shift": "flux1", "shift.base_shift": 0.3, "shift.max_shift": 1.5, "latent": ["latent", 0]}),
+    "euler": ("KSamplerSelect", dict(sampler_name="euler")),
+    "sampler": ("SamplerCustom", dict(model=["model", 0], add_noise=True, noise_seed=3, sampler=["euler", 0],
+                                      sigmas=["sigmas", 0], **CONDS)),
+}
+
+
+@pytest.fixture(scope="module")
+def picture(server):
+    """The picture of a prompt, and ComfyUI's log of it; the server forgets both."""
+    def run(nodes):
+        prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in {**COMMON, **nodes}.items()}
+        outcome = api.queue(server, prompt)
+        assert outcome.error is None, api.sentences(outcome.error)
+        [path] = api.pictures(server, outcome)
+        api.forget(server)
+        return np.asarray(Image.open(path)), outcome.log
+
+    return run
+
+
+def test_ksampler_gives_the_picture_of_klein_scheduler(picture):
+    plain = {"sampler": ("KSampler", {**KSAMPLER["sampler"][1], "model": ["model", 0]})}
+    (ours, log), (wanted, _), (static, _) = map(picture, (KSAMPLER, CUSTOM, plain))
+    assert f"tokens and {STEPS} steps" in log
+    assert np.array_equal(ours, wanted)
+    assert not np.array_equal(ours, static)
+
+
+def test_queued_again_with_the_same_pixels(picture):
+    assert np.array_equal(picture(KSAMPLER)[0], picture(KSAMPLER)[0])
+
+
+def test_sigmas_of_klein_scheduler_are_not_shifted_twice(picture):
+    both = {**CUSTOM, "sampler": ("SamplerCustom", {**CUSTOM["sampler"][1], "model": ["dynamic", 0]})}
+    ours, log = picture(both)
+    assert "stay as they are" in log
+    assert np.array_equal(ours, picture(CUSTOM)[0])
