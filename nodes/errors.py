@@ -10,7 +10,8 @@ def in_node(node_id):
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{node_id}: {error}") from error
+        # Its traceback alone: ComfyUI logs it.
+        raise ValueError(f"{node_id}: {error}").with_traceback(error.__traceback__) from None
 
 
 def names_itself(node):
@@ -24,3 +25,11 @@ def names_itself(node):
 
     node.execute = classmethod(named)
     return node
+
+
+def no_choice(name, choices):
+    """What `validate_inputs` answers when a DynamicCombo is missing in its arguments.
+
+    ComfyUI does not check one: of a value that is not in the list, nothing reaches the node.
+    """
+    return f"Expected `{name}` to be one of {', '.join(choices)}, but got none of them."

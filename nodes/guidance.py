@@ -13,7 +13,7 @@ from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
 from ..guidance.zero_star import CFGZeroStar
 from .base_pass import with_base
-from .errors import names_itself
+from .errors import names_itself, no_choice
 from .sampling import with_rule
 from .skip_pass import block_counts
 
@@ -75,6 +75,11 @@ class KleinKitCFG(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, model=None, schedule=None):
+        # `model` is named because ComfyUI reports an answer only at inputs that arrive.
+        return True if schedule else no_choice("schedule", SCHEDULES)
 
     @classmethod
     def execute(cls, model, schedule, unguided):

@@ -35,7 +35,7 @@ def inputs_of(prompt, node):
     ("KleinKitLoader", "diffusion_model", "absent.safetensors", "models/diffusion_models"),
     ("KleinKitLoader", "diffusion_model", "../absent.safetensors", "models/diffusion_models"),
     ("KleinKitLoader", "text_encoder", "absent.safetensors", "qwen_3_nano.safetensors"),
-    ("KleinKitLoader", "vae", "absent.safetensors", "taef2"),
+    ("KleinKitLoader", "vae", "absent.safetensors", "auto"),
 ])
 def test_value_that_does_not_fit(server, node, name, given, fits):
     prompt = as_prompt(first_picture())
@@ -43,6 +43,18 @@ def test_value_that_does_not_fit(server, node, name, given, fits):
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: ")
     assert name in sentence and str(given) in sentence and fits in sentence
+
+
+@pytest.mark.parametrize("given", ["absent", 3, None, ["absent"]])
+@pytest.mark.parametrize("node, name, fits", [
+    ("KleinKitCFG", "schedule", "constant, interval, skip, diminishing, curve"),
+])
+def test_choice_that_is_not_in_the_list(server, node, name, fits, given):
+    prompt = as_prompt(first_picture())
+    inputs_of(prompt, node)[name] = given
+    sentence = said(server, prompt)
+    assert sentence.startswith(f"{node}: ")
+    assert f"Expected `{name}` to be one of {fits}, but got none of them." in sentence
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +75,11 @@ def test_model_that_does_not_fit(server, pixart, node, fits):
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: Expected `model` to be ")
     assert "PixArt" in sentence and fits in sentence
+
+
+def test_log_holds_one_traceback_and_it_leads_to_the_check(server):
+    prompt = as_prompt(first_picture())
+    inputs_of(prompt, "KleinKitSkipLayerGuidance")["single_layers"] = "4"
+    log = api.queue(server, prompt).log
+    assert log.count("Traceback (most recent call last)") == 1
+    assert "in parse_layers" in log
