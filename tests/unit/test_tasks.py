@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -227,3 +228,13 @@ def test_code_is_clean():
     run = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."],
                          cwd=tasks.ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("file, found, expected", [
+    ("README.md", r"tested with ([^;]+)\.\s+Take", list(tasks.RELEASES)),
+    (".github/workflows/test.yml", r"comfyui: \[(.+)\]", list(tasks.RELEASES)),
+    ("pyproject.toml", r"requires-comfyui = (.+)", [min(tasks.RELEASES, key=lambda name: tuple(map(int, name.split("."))))]),
+])
+def test_releases_that_are_named_are_those_that_are_tested(file, found, expected):
+    [text] = re.findall(found, (tasks.ROOT / file).read_text("utf-8"))
+    assert re.findall(r"\d+\.\d+\.\d+", text) == expected
