@@ -33,13 +33,12 @@ CUSTOM = {
 
 @pytest.fixture(scope="module")
 def picture(server):
-    """The picture of a prompt, and ComfyUI's log of it; the server forgets both."""
+    """The picture of a prompt, and ComfyUI's log of it."""
     def run(nodes):
         prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in {**COMMON, **nodes}.items()}
         outcome = api.queue(server, prompt)
         assert outcome.error is None, api.sentences(outcome.error)
         [path] = api.pictures(server, outcome)
-        api.forget(server)
         return np.asarray(Image.open(path)), outcome.log
 
     return run
@@ -53,8 +52,12 @@ def test_ksampler_gives_the_picture_of_klein_scheduler(picture):
     assert not np.array_equal(ours, static)
 
 
-def test_queued_again_with_the_same_pixels(picture):
-    assert np.array_equal(picture(KSAMPLER)[0], picture(KSAMPLER)[0])
+def test_queued_again_with_the_same_pixels(server, picture):
+    first, _ = picture(KSAMPLER)
+    api.forget(server)
+    again, log = picture(KSAMPLER)
+    assert f"tokens and {STEPS} steps" in log
+    assert np.array_equal(first, again)
 
 
 def test_sigmas_of_klein_scheduler_are_not_shifted_twice(picture):
@@ -62,3 +65,20 @@ def test_sigmas_of_klein_scheduler_are_not_shifted_twice(picture):
     ours, log = picture(both)
     assert "stay as they are" in log
     assert np.array_equal(ours, picture(CUSTOM)[0])
+
+
+@pytest.mark.parametrize("node, inputs", [
+    ("KleinKitDynamicShift", {"model": ["model", 0]}),
+    ("KleinKitScheduler", {"steps": 4, "width": 512, "height": 512, "denoise": 1.0, "denoise_mode": "ksampler",
+                           "spacing": "uniform", "terminal": 0.0}),
+])
+@pytest.mark.parametrize("shift", [{"shift": "flux3"}, {}], ids=str)
+def test_no_such_shift(server, node, inputs, shift):
+    kind, model = COMMON["model"]
+    outcome = api.queue(server, {"model": {"class_type": kind, "inputs": model},
+                                 "node": {"class_type": node, "inputs": {**inputs, **shift}},
+                                 "show": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}}})
+    assert outcome.outputs == {}
+    for sentence in api.sentences(outcome.error):
+        assert sentence.startswith(f"{node}: ")
+        assert "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none" in sentence
