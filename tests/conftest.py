@@ -87,7 +87,7 @@ def server(tmp_path_factory, comfyui):
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_node(comfy):
     """Run a node by its id, as ComfyUI's executor does: `run_node("KleinKitCFG", model=m, …)` returns its outputs."""
 

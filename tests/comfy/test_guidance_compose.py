@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from kleinkit.nano.inside import random_klein
+from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.93, 0.8, 0.5])
 SHAPE = dict(double_blocks=1, single_blocks=2)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, random_klein, with_nodes
+from kleinkit.nano.inside import random_klein
+from sampling import comfy_run, conditioning, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 SKIP = dict(scale=2.0, double_layers="1", single_layers="", start=0.0, end=1.0, mode="block", rescale=0.0)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from kleinkit.nano.inside import random_klein
+from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 ONE_STEP = torch.tensor([0.8, 0.0])
 RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=False))

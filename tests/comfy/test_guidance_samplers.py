@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from kleinkit.nano.inside import random_klein
+from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 STEPS = 6
 # Klein's shifted sigmas lie close together at the start.

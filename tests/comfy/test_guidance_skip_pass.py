@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from kleinkit.nano.inside import random_klein
 from safetensors.torch import save_file
-from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 PLACES = (("", "2"), ("1", "0, 3"), ("0", ""), ("", "0"))

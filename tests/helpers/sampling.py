@@ -20,20 +20,6 @@ def conditioning(tensor, **values):
     return [[tensor, {"pooled_output": None, **values}]]
 
 
-def random_klein(seed=0, dtype=torch.float32, **shape):
-    """A `ModelPatcher` of random weights of Klein's architecture, as ComfyUI's own loader makes it.
-
-    Args:
-        seed, shape: of `kleinkit.nano.build.transformer`.
-        dtype: to compute in.
-    """
-    import comfy.sd
-    from kleinkit.nano.build import transformer
-
-    weights = {key: torch.from_numpy(array) for key, array in transformer(seed, **shape).items()}
-    return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
-
-
 def with_nodes(run_node, model, *nodes):
     """The model behind a chain of nodes: `with_nodes(run_node, model, ("KleinKitRenorm", {"mode": …}), …)`.
 

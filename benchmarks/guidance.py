@@ -1,0 +1,58 @@
+"""Guidance side by side with ComfyUI's own nodes: whole runs on random weights of Klein 4B's depth, 5 + 20 blocks."""
+
+import importlib
+
+import torch
+
+from ..nano.inside import enter, random_klein
+from .timing import side_by_side
+
+HEADS = 4
+TEXT_WIDTH = 192
+TEXT_TOKENS = 512
+LATENT_SIDE = 16
+STEPS = 2
+ROUNDS = 5
+SINGLE_9 = dict(double_layers="", single_layers="9", scale=3.0)
+
+
+def runner(model, cfg):
+    """A call that samples `STEPS` Euler steps with the model."""
+    samplers = importlib.import_module("comfy.samplers")
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = ([[torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator) * 0.1, {"pooled_output": None}]]
+                          for _ in range(2))
+    noise = torch.randn(1, 128, LATENT_SIDE, LATENT_SIDE, generator=generator)
+    sigmas = torch.linspace(1, 0, STEPS + 1)
+
+    def run():
+        samplers.sample(model, noise, positive, negative, cfg, model.load_device, samplers.sampler_object("euler"),
+                        sigmas.clone(), model.model_options, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0)
+
+    return run
+
+
+def main(arguments):
+    enter()
+    ours = importlib.import_module("..nodes.guidance", __package__)
+    skip_layer = importlib.import_module("comfy_extras.nodes_slg").SkipLayerGuidanceDiT
+    zero_star = importlib.import_module("comfy_extras.nodes_cfg").CFGZeroStar
+    klein = random_klein(double_blocks=5, single_blocks=20, heads=HEADS)
+
+    tail = ours.KleinKitSkipLayerGuidance.execute(klein, **SINGLE_9, start=0.0, end=1.0, mode="block", rescale=0.0)[0]
+    whole = skip_layer.execute(klein, **SINGLE_9, start_percent=0.0, end_percent=1.0)[0]
+    constant = ours.KleinKitCFG.execute(klein, {"schedule": "constant"}, "conditional")[0]
+    late = ours.KleinKitCFG.execute(klein, {"schedule": "skip", "mode": "late", "guided_ratio": 0.5}, "conditional")[0]
+    cases = (
+        ("skip-layer of single block 9, cfg 4", tail, whole, "SkipLayerGuidanceDiT", 4.0, (0.0, 0.85)),
+        ("skip-layer of single block 9, cfg 1", tail, whole, "SkipLayerGuidanceDiT", 1.0, (0.0, 0.76)),
+        ("half of the steps guided, 3 of 4 passes", late, klein, "plain CFG", 4.0, (0.75 * 0.97, 0.75 * 1.03)),
+        ("CFG and CFG-Zero*", ours.KleinKitCFGZeroStar.execute(constant, True, 0)[0], zero_star.execute(klein)[0],
+         "CFG and CFGZeroStar", 4.0, (0.0, 1.01)),
+    )
+    missed = 0
+    for name, model, other, against, cfg, (low, high) in cases:
+        mine, theirs = side_by_side(f"{STEPS} steps, {name}", runner(model, cfg), runner(other, cfg), ROUNDS, against)
+        missed += not low <= mine / theirs <= high
+    print(f"{len(cases) - missed} of {len(cases)} ratios are within what was promised.", flush=True)
+    return missed
