@@ -5,11 +5,11 @@ import importlib
 import json
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..nano.inside import enter
 from ..nano.server import running
 from .timing import seconds, side_by_side
 
@@ -36,10 +36,9 @@ def route(server):
         connection.close()
 
 
-def nodes(comfyui):
+def nodes():
     """KleinKitScheduler and ComfyUI's Flux2Scheduler, called as the executor calls them."""
-    sys.path.insert(0, str(comfyui))
-    importlib.import_module("comfy.cli_args").args.cpu = True
+    enter()
     ours = importlib.import_module("..nodes.scheduler", __package__).KleinKitScheduler
     theirs = importlib.import_module("comfy_extras.nodes_flux").Flux2Scheduler
     for steps in (4, STEPS, 1000):
@@ -51,10 +50,9 @@ def nodes(comfyui):
 
 
 def main(arguments):
-    comfyui = Path(os.environ["COMFYUI_PATH"])
-    with tempfile.TemporaryDirectory() as base, running(comfyui, base) as server:
+    with tempfile.TemporaryDirectory() as base, running(Path(os.environ["COMFYUI_PATH"]), base) as server:
         milliseconds = route(server) * 1e3
     print(f"POST /kleinkit/sigmas, {STEPS} steps: median {milliseconds:.3f} ms of {REQUESTS} requests "
           f"(at most {MOST_MILLISECONDS:g} ms)", flush=True)
-    nodes(comfyui)
+    nodes()
     return int(milliseconds >= MOST_MILLISECONDS)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from kleinkit.nano.inside import random_klein
+from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 from sigmas import ksampler_inputs, recorder, scheduler_inputs, shifted
 
 TEXT_WIDTH = 192
@@ -125,6 +126,16 @@ def test_every_stock_scheduler_has_mu_for_its_own_shift(run, stock, scheduler, d
     mu = compute_empirical_mu(4096, len(whole) - 1)
     wanted = shifted(whole, mu - STATIC_MU)
     agree(run(scheduler=scheduler, steps=steps, denoise=denoise), wanted if denoise == 1.0 else wanted[-(steps + 1):])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim_uniform", "beta"])
+def test_schedulers_that_make_other_step_counts_than_asked_for(run, stock, scheduler):
+    counts = (6, 7, 12, 17, 60, 150, 400, 1000)
+    assert any(len(stock(scheduler, steps)) != steps + 1 for steps in counts)
+    for steps in counts:
+        whole = stock(scheduler, steps)
+        mu = compute_empirical_mu(4096, len(whole) - 1)
+        agree(run(scheduler=scheduler, steps=steps), shifted(whole, mu - STATIC_MU))
 
 
 @pytest.mark.parametrize("scheduler", ["simple", "ddim_uniform", "beta"])

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, embeddings, latent_noise, random_klein, with_nodes
+from kleinkit.nano.inside import random_klein
+from sampling import conditioning, embeddings, with_nodes
 from sigmas import ksampler_inputs, scheduler_inputs
 
 TEXT_WIDTH = 192
@@ -27,18 +28,24 @@ def schedule(request, run_node, klein):
     return run_node("BasicScheduler", model=klein, scheduler=kind, steps=int(detail), denoise=1.0)[0]
 
 
-def calls(model, sigmas, positive=None):
+@pytest.fixture
+def calls(run_node):
     """How many positive rows the model is asked for in each step of a run; it need not answer."""
-    clone, seen = model.clone(), []
+    def rows(model, sigmas, positive=None):
+        clone, seen = model.clone(), []
 
-    def note(apply, args):
-        seen.append((float(args["timestep"][0]), args["cond_or_uncond"].count(0)))
-        return torch.zeros_like(args["input"])
+        def note(apply, args):
+            seen.append((float(args["timestep"][0]), args["cond_or_uncond"].count(0)))
+            return torch.zeros_like(args["input"])
 
-    clone.set_model_unet_function_wrapper(note)
-    comfy_run(clone, sigmas, latent_noise(32, 32), positive or conditioning(embeddings(TEXT_WIDTH, 1)),
-              conditioning(embeddings(TEXT_WIDTH, 2)), 1.0)
-    return [sum(rows for _, rows in step) for _, step in itertools.groupby(seen, key=lambda call: call[0])]
+        clone.set_model_unet_function_wrapper(note)
+        plain = conditioning(embeddings(TEXT_WIDTH, 1))
+        run_node("SamplerCustom", model=clone, add_noise=True, noise_seed=0, cfg=1.0, positive=positive or plain,
+                 negative=plain, sampler=run_node("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas,
+                 latent_image={"samples": torch.zeros(1, 128, 2, 2)})
+        return [sum(rows for _, rows in step) for _, step in itertools.groupby(seen, key=lambda call: call[0])]
+
+    return rows
 
 
 def in_range(steps, start, end):
@@ -47,7 +54,7 @@ def in_range(steps, start, end):
 
 
 @pytest.mark.parametrize("start, end", RANGES)
-def test_range_of_a_conditioning(klein, run_node, schedule, start, end):
+def test_range_of_a_conditioning(klein, run_node, calls, schedule, start, end):
     plain = conditioning(embeddings(TEXT_WIDTH, 1))
     ranged = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(TEXT_WIDTH, 3)),
                       start=start, end=end)[0]
@@ -56,7 +63,7 @@ def test_range_of_a_conditioning(klein, run_node, schedule, start, end):
 
 
 @pytest.mark.parametrize("start, end", RANGES)
-def test_range_of_a_controlnet(klein, run_node, schedule, start, end):
+def test_range_of_a_controlnet(klein, run_node, calls, schedule, start, end):
     from comfy.controlnet import ControlBase
 
     class Control(ControlBase):
@@ -77,24 +84,27 @@ def test_range_of_a_controlnet(klein, run_node, schedule, start, end):
 
 
 @pytest.mark.parametrize("start, end", RANGES)
-def test_range_of_skip_layer_guidance_dit(klein, run_node, schedule, start, end):
+def test_range_of_skip_layer_guidance_dit(klein, run_node, calls, schedule, start, end):
     slg = ("SkipLayerGuidanceDiT", dict(double_layers="", single_layers="1", scale=2.0, start_percent=start,
                                         end_percent=end, rescaling_scale=0.0))
     rows = calls(with_nodes(run_node, klein, FLUX2, slg), schedule)
     assert rows == [1 + fires for fires in in_range(len(schedule) - 1, start, end)]
 
 
-def test_percents_of_a_piece_are_those_of_the_whole_schedule(klein, run_node):
+@pytest.mark.parametrize("scheduler", ["BasicScheduler", "KleinKitScheduler", "Flux2Scheduler"])
+def test_percents_of_a_piece_are_those_of_the_whole_schedule(klein, run_node, calls, scheduler):
     ranged = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(TEXT_WIDTH, 3)),
                       start=0.5, end=0.75)[0]
-    sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=8, denoise=1.0)[0]
+    inputs = {"BasicScheduler": dict(model=klein, scheduler="simple", steps=8, denoise=1.0),
+              "KleinKitScheduler": scheduler_inputs(steps=8), "Flux2Scheduler": dict(steps=8, width=512, height=512)}
+    sigmas = run_node(scheduler, **inputs[scheduler])[0]
     model = with_nodes(run_node, klein, FLUX2)
     plain = conditioning(embeddings(TEXT_WIDTH, 1))
     halves = [calls(model, part, plain + ranged) for part in run_node("SplitSigmas", sigmas=sigmas, step=5)]
     assert halves == [[1, 1, 1, 1, 2], [2, 2, 1]]
 
 
-def test_a_model_before_it_means_its_own_schedule(klein, run_node):
+def test_a_model_before_it_means_its_own_schedule(klein, run_node, calls):
     slg = dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.3, end_percent=0.6, rescaling_scale=0.0)
     shifted = with_nodes(run_node, klein, FLUX2)
     with_nodes(run_node, shifted, ("SkipLayerGuidanceDiT", slg))
