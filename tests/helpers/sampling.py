@@ -102,7 +102,7 @@ def diffusers_velocity(transformer, x, sigma, text, references=()):
         x: [B, 128, h, w].
         sigma: a float.
         text: [B, L, text width].
-        references: latents [B, 128, h, w] of reference images.
+        references: latents [1, 128, h, w] of reference images.
     Returns:
         [B, 128, h, w].
     """
@@ -111,7 +111,7 @@ def diffusers_velocity(transformer, x, sigma, text, references=()):
     batch, _, height, width = x.shape
     tokens, ids = x.flatten(2).transpose(1, 2), pipeline._prepare_latent_ids(x)
     if references:
-        tokens = torch.cat([tokens, *(r.flatten(2).transpose(1, 2) for r in references)], dim=1)
+        tokens = torch.cat([tokens, *(r.flatten(2).transpose(1, 2).expand(batch, -1, -1) for r in references)], dim=1)
         ids = torch.cat([ids, pipeline._prepare_image_ids(list(references)).expand(batch, -1, -1)], dim=1)
     with torch.no_grad():
         out = transformer(
