@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from files import write
 from kleinkit.nano import server as api
-from loader import load, use_models
+from loader import link_models, load, use_models
 from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, diffusers_transformer, embeddings, latent_noise
 
@@ -21,8 +21,7 @@ def installed(comfy, models, tmp_path_factory):
     base = tmp_path_factory.mktemp("contracts") / "models"
     with pytest.MonkeyPatch.context() as patch:
         use_models(patch, base)
-        for path in models.values():
-            os.link(path, base / path.parent.name / path.name)
+        link_models(models, base)
         folder = base / "diffusers/nano"
         diffusers_transformer(load_file(models["base"])).save_pretrained(folder / "transformer")
         (folder / "text_encoder").mkdir()

@@ -1,14 +1,13 @@
 """Files in every format that ComfyUI loads: the same model as UNETLoader's, and the format told from the header."""
 
 import json
-import os
 
 import pytest
 import torch
 from files import qwen3, write
 from kleinkit.checkpoint.inspection import MODEL, inspect
 from kleinkit.nano.build import transformer
-from loader import load, use_models
+from loader import link_models, load, use_models
 from quantise import quantised
 from sampling import comfy_run, conditioning, embeddings, latent_noise
 
@@ -23,8 +22,7 @@ def installed(comfy, models, monkeypatch, tmp_path):
     use_models(monkeypatch, base)
     write(base / "text_encoders/tiny.safetensors",
           qwen3(hidden=WIDTH, layers=27, heads=1, kv_heads=1, intermediate=64, vocabulary=10))
-    for side in ("encoder", "decoder"):
-        os.link(models[f"vae_{side}"], base / f"vae_approx/taef2_{side}.safetensors")
+    link_models(models, base, "vae")
     return base / "diffusion_models"
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from files import qwen3, write
-from loader import load, use_models
+from loader import link_models, load, use_models
 from sampling import comfy_run, conditioning, embeddings, latent_noise
 
 BASE, DISTILLED, KV = (f"flux-2-klein-{name}.safetensors" for name in ("nano-base", "nano", "9b-kv"))
@@ -16,8 +16,7 @@ def installed(comfy, models, monkeypatch, tmp_path):
     """An installation of the nano family, and of its distilled model under the name of a KV one."""
     base = tmp_path / "models"
     use_models(monkeypatch, base)
-    for path in models.values():
-        os.link(path, base / path.parent.name / path.name)
+    link_models(models, base)
     os.link(models["distilled"], base / "diffusion_models" / KV)
     return base
 
@@ -36,11 +35,15 @@ def test_steps_and_cfg_of_the_variant(installed, run_node, name, variant, expect
     (DISTILLED, "base", "Variant: base, as `variant` says; 50 steps and cfg 4."),
     (KV, "auto", "For edits put ComfyUI's FluxKVCache node behind the model."),
     (BASE, "auto", "Text encoder: qwen_3_nano.safetensors (chosen by auto), Qwen3 of width 64, fp16, 27 of its 36 "),
-    (BASE, "auto", "VAE: taef2 (chosen by auto), TAEF2, fp16."),
 ])
 def test_info(installed, run_node, name, variant, words):
     info = load(run_node, name, variant=variant)[5]
     assert words in info and "\n" not in info
+
+
+def test_info_names_the_vae(installed, run_node, models):
+    name, kind = ("flux2-vae-nano.safetensors", "FLUX.2's VAE") if "vae" in models else ("taef2", "TAEF2")
+    assert f"VAE: {name} (chosen by auto), {kind}, fp16." in load(run_node, BASE)[5]
 
 
 def sample(model, cfg):
@@ -79,10 +82,10 @@ class TestFingerprint:
     def test_same_files(self, fingerprint):
         assert fingerprint() == fingerprint()
 
-    @pytest.mark.parametrize("file", [f"diffusion_models/{BASE}", "text_encoders/qwen_3_nano.safetensors",
-                                      "vae_approx/taef2_decoder.safetensors"])
-    def test_changed_file(self, fingerprint, installed, file):
-        before, path = fingerprint(), installed / file
+    @pytest.mark.parametrize("role", ["base", "text_encoder", "vae"])
+    def test_changed_file(self, fingerprint, installed, models, role):
+        file = models.get(role) or models["vae_decoder"]
+        before, path = fingerprint(), installed / file.parent.name / file.name
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content)

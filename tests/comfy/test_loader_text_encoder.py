@@ -1,12 +1,11 @@
 """The trimmed text encoder against ComfyUI's CLIPLoader on the same file: equal embeddings, a quarter fewer layers."""
 
-import os
 import re
 
 import pytest
 import torch
 from files import klein, qwen3, write
-from loader import load, record_reads, use_models
+from loader import link_models, load, record_reads, use_models
 from quantise import quantised
 
 PROMPTS = {
@@ -43,8 +42,7 @@ def installed(comfy, models, tmp_path_factory):
         for size, hidden in (("4b", 2560), ("9b", 4096)):
             write(base / f"diffusion_models/flux-2-klein-{size}.safetensors",
                   klein(hidden=128, double_blocks=1, single_blocks=1, text_width=3 * hidden, dtype="F32"))
-        for side in ("encoder", "decoder"):
-            os.link(models[f"vae_{side}"], base / f"vae_approx/taef2_{side}.safetensors")
+        link_models(models, base, "vae")
         yield base / "text_encoders"
 
 

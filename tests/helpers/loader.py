@@ -1,5 +1,6 @@
 """KleinKitLoader in the real ComfyUI: folders of models of one's own, its node, and what is read of the files."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def use_models(monkeypatch, base):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(base / name)], extensions))
     # ComfyUI keeps the names that it has listed.
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+
+
+def link_models(models, base, roles=""):
+    """Put files of the nano family into `base`: those whose role begins with `roles`."""
+    for role, path in models.items():
+        if role.startswith(roles):
+            target = base / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
 
 
 def load(run_node, diffusion_model, **inputs):
