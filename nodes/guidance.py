@@ -17,11 +17,18 @@ from .errors import names_itself, no_choice
 from .sampling import with_rule
 from .skip_pass import block_counts
 
-CATEGORY = "KleinKit/guidance"
 
-
-def model_input(tooltip="The model to guide. Guidance nodes can be chained in any order."):
-    return io.Model.Input("model", tooltip=tooltip)
+def schema(*, node_id, display_name, description, search_aliases, inputs):
+    """The schema of a node that adds a rule to a model."""
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category="KleinKit/guidance",
+        description=description,
+        search_aliases=[*search_aliases, "flux2 klein"],
+        inputs=[io.Model.Input("model", tooltip="The model to guide. Guidance nodes can be chained in any order."), *inputs],
+        outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+    )
 
 
 def share(name, default, tooltip):
@@ -41,14 +48,12 @@ SCHEDULES = {
 class KleinKitCFG(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitCFG",
             display_name="Klein CFG",
-            category=CATEGORY,
             description="Schedules the sampler's cfg over the steps of the run. A step without guidance costs one pass.",
-            search_aliases=["cfg schedule", "guidance interval", "skip cfg", "cfg curve", "flux2 klein"],
+            search_aliases=["cfg schedule", "guidance interval", "skip cfg", "cfg curve"],
             inputs=[
-                model_input(),
                 io.DynamicCombo.Input("schedule", tooltip="Which steps are guided, and how strongly.", options=[
                     io.DynamicCombo.Option("constant", []),
                     io.DynamicCombo.Option("interval", [
@@ -73,7 +78,6 @@ class KleinKitCFG(io.ComfyNode):
                                tooltip="What a step without guidance returns: the positive prediction or the negative one. "
                                        "One pass either way, unless another node needs the positive."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod
@@ -90,22 +94,19 @@ class KleinKitCFG(io.ComfyNode):
 class KleinKitCFGZeroStar(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitCFGZeroStar",
             display_name="Klein CFG-Zero*",
-            category=CATEGORY,
             description="CFG-Zero* as in its paper, in the space of velocities: scales the negative prediction, and skips the "
                         "first steps entirely.",
-            search_aliases=["cfg zero star", "zero init", "optimized scale", "flux2 klein"],
+            search_aliases=["cfg zero star", "zero init", "optimized scale"],
             inputs=[
-                model_input(),
                 io.Boolean.Input("optimized_scale", default=True,
                                  tooltip="Scale the negative prediction to the part of the positive one that lies along it."),
                 io.Int.Input("zero_init_steps", default=1, min=0, max=10000,
                              tooltip="The first steps with zero velocity: they cost no pass and leave the latent as it is. "
                                      "0 is none. With 4 steps, one is a quarter of the run."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod
@@ -117,15 +118,13 @@ class KleinKitCFGZeroStar(io.ComfyNode):
 class KleinKitSkipLayerGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitSkipLayerGuidance",
             display_name="Klein Skip-Layer Guidance",
-            category=CATEGORY,
             description="Guides away from the prediction without some layers. Only the layers from the first skipped one on "
                         "run again.",
-            search_aliases=["slg", "skip layer guidance", "stg", "perturbed attention", "flux2 klein"],
+            search_aliases=["slg", "skip layer guidance", "stg", "perturbed attention"],
             inputs=[
-                model_input(),
                 io.Float.Input("scale", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Strength; 0 is off."),
                 io.String.Input("double_layers", default="",
                                 tooltip="Double blocks to skip, such as `2` or `1-3`. Klein 4B has 0 to 4, 9B 0 to 7."),
@@ -138,7 +137,6 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                                tooltip="Skip whole blocks, or only their attention (each place then sees itself alone)."),
                 share("rescale", 0.0, "Brings the result's contrast back towards the positive prediction's."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod
@@ -156,20 +154,17 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
 class KleinKitRenorm(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitRenorm",
             display_name="Klein Renorm",
-            category=CATEGORY,
             description="Keeps the guided prediction as large as the positive one: less burn at high cfg. Costs no pass.",
-            search_aliases=["cfg renorm", "cfg rescale", "lumina renorm", "burn", "flux2 klein"],
+            search_aliases=["cfg renorm", "cfg rescale", "lumina renorm", "burn"],
             inputs=[
-                model_input(),
                 io.Combo.Input("mode", options=list(RENORM_MODES), default="global",
                                tooltip="One norm for the picture, for each place, or for each latent channel."),
                 share("strength", 1.0, "0 is off, 1 takes over the norm of the positive prediction."),
                 io.Boolean.Input("shrink_only", default=True, tooltip="Never enlarge the prediction."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod
@@ -181,14 +176,12 @@ class KleinKitRenorm(io.ComfyNode):
 class KleinKitSlerpCFG(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitSlerpCFG",
             display_name="Klein Slerp CFG",
-            category=CATEGORY,
             description="Combines positive and negative along the arc between them instead of the line.",
-            search_aliases=["slerp", "spherical cfg", "flux2 klein"],
-            inputs=[model_input()],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
+            search_aliases=["slerp", "spherical cfg"],
+            inputs=[],
         )
 
     @classmethod
@@ -200,20 +193,17 @@ class KleinKitSlerpCFG(io.ComfyNode):
 class KleinKitImageCFG(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitImageCFG",
             display_name="Klein Image CFG",
-            category=CATEGORY,
             description="For edits: gives the reference image a guidance scale of its own. Above 1 the result stays closer to "
                         "the reference. Costs one more pass; at 1 none.",
-            search_aliases=["image guidance", "edit", "reference", "instruct pix2pix", "flux2 klein"],
+            search_aliases=["image guidance", "edit", "reference", "instruct pix2pix"],
             inputs=[
-                model_input(),
                 io.Float.Input("image_scale", default=1.0, min=0.0, max=100.0, step=0.1,
                                tooltip="Scale of the reference image; 1 is plain CFG, any other costs a third pass. Put "
                                        "ReferenceLatent behind the negative prompt too."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod
@@ -225,19 +215,16 @@ class KleinKitImageCFG(io.ComfyNode):
 class KleinKitBaseUncond(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitBaseUncond",
             display_name="Klein Base Uncond",
-            category=CATEGORY,
             description="Takes the negative prediction from another model: a fine-tuned model is guided better against the "
                         "base it came from.",
-            search_aliases=["unconditional prior", "base model", "autoguidance", "flux2 klein"],
+            search_aliases=["unconditional prior", "base model", "autoguidance"],
             inputs=[
-                model_input(),
                 io.Model.Input("base_model", tooltip="The model that predicts the negative, of the same architecture. Both are "
                                                      "in memory during the run."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod
@@ -249,18 +236,15 @@ class KleinKitBaseUncond(io.ComfyNode):
 class KleinKitAdaptiveGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="KleinKitAdaptiveGuidance",
             display_name="Klein Adaptive Guidance",
-            category=CATEGORY,
             description="Stops guidance once positive and negative agree, and saves the negative pass from then on.",
-            search_aliases=["adaptive guidance", "skip cfg", "speed", "flux2 klein"],
+            search_aliases=["adaptive guidance", "skip cfg", "speed"],
             inputs=[
-                model_input(),
                 io.Float.Input("threshold", default=0.99, min=-1.0, max=1.0, step=0.001,
                                tooltip="Cosine between the two predictions from which on the steps are unguided."),
             ],
-            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod

@@ -136,38 +136,27 @@ def test_a_combination_without_a_meaning_is_warned_of_once(klein, run_node, capl
     assert [warning in sentence for sentence in said] == ([True] if warning else [])
 
 
-def test_guiders_with_scales_of_their_own(klein, run_node, caplog):
-    import comfy_extras.nodes_custom_sampler as custom
+def sample_with(run_node, guider):
+    """SamplerCustomAdvanced, six Euler steps."""
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
+    (sampler,) = run_node("KSamplerSelect", sampler_name="euler")
+    latent = {"samples": torch.zeros(1, 128, 4, 4)}
+    return run_node("SamplerCustomAdvanced", noise=Noise_RandomNoise(1), guider=guider, sampler=sampler,
+                    sigmas=SIX_STEPS, latent_image=latent)[0]["samples"]  # fmt: skip
+
+
+def test_guiders_with_scales_of_their_own(klein, run_node, caplog):
     positive, negative = conditioning(embeddings(192, 1)), conditioning(embeddings(192, 2))
     model = with_nodes(run_node, klein, LATE)
-    (guider,) = run_node(
-        "DualCFGGuider",
-        model=model,
-        cond1=positive,
-        cond2=positive,
-        negative=negative,
-        cfg_conds=4.0,
-        cfg_cond2_negative=4.0,
-        style="regular",
-    )
-    noise, latent = custom.Noise_RandomNoise(1), {"samples": torch.zeros(1, 128, 4, 4)}
-    (sampler,) = run_node("KSamplerSelect", sampler_name="euler")
-    done = run_node(
-        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=SIX_STEPS, latent_image=latent
-    )[0]
-    assert torch.isfinite(done["samples"]).all()
+    (guider,) = run_node("DualCFGGuider", model=model, cond1=positive, cond2=positive, negative=negative, cfg_conds=4.0,
+                         cfg_cond2_negative=4.0, style="regular")  # fmt: skip
+    assert torch.isfinite(sample_with(run_node, guider)).all()
     assert caplog.text.count("has scales of its own") == 1
 
 
-def test_a_guider_without_a_negative(klein, run_node, caplog):
-    import comfy_extras.nodes_custom_sampler as custom
-
-    model = with_nodes(run_node, klein, SKIP, RENORM)
-    (guider,) = run_node("BasicGuider", model=model, conditioning=conditioning(embeddings(192, 1)))
-    noise, latent = custom.Noise_RandomNoise(1), {"samples": torch.zeros(1, 128, 4, 4)}
-    (sampler,) = run_node("KSamplerSelect", sampler_name="euler")
-    done = run_node(
-        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=SIX_STEPS, latent_image=latent
-    )[0]
-    assert torch.isfinite(done["samples"]).all()
+def test_a_guider_without_a_negative(klein, run_node):
+    model, prompt = with_nodes(run_node, klein, SKIP, RENORM), conditioning(embeddings(192, 1))
+    (basic,) = run_node("BasicGuider", model=model, conditioning=prompt)
+    (at_cfg_1,) = run_node("CFGGuider", model=model, positive=prompt, negative=prompt, cfg=1.0)
+    assert torch.equal(sample_with(run_node, basic), sample_with(run_node, at_cfg_1))

@@ -109,7 +109,7 @@ def test_rule(transformer, klein, run_node, name):
 
 def test_base_uncond(transformer, klein, run_node):
     other = random_klein(seed=5)
-    base = diffusers_transformer({key: value for key, value in other.model.diffusion_model.state_dict().items()})
+    base = diffusers_transformer(dict(other.model.diffusion_model.state_dict()))
 
     def velocity(x, sigma, step):
         cond = diffusers_velocity(transformer, x, sigma, COND.expand(2, -1, -1))
