@@ -185,6 +185,19 @@ def test_bit_equal_in_comfyuis_quantisations(installed, loader):
         check_bit_equal(installed / f"{form}.safetensors", loader, quantised(weights(layers=28), form))
 
 
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
+def test_language_part_of_qwen3_vl(installed, loader, prefix):
+    tensors, tokens = weights(layers=28), {"qwen3_4b": TOKENS}
+    plain = write(installed / "plain.safetensors", tensors)
+    visual = {"model.visual.deepstack_merger_list.0.norm.weight": torch.ones(64, dtype=torch.float16),
+              "model.visual.merger.linear_fc2.weight": torch.ones(2560, 64, dtype=torch.float16)}
+    renamed = {key.replace("model.", prefix, 1): tensor for key, tensor in tensors.items()}
+    _, clip, *_, info = loader(write(installed / "vl.safetensors", renamed | visual))
+    assert "Qwen3-VL of width 2560" in info
+    theirs = reference(plain, num_hidden_layers=28, vocab_size=VOCABULARY)
+    assert torch.equal(embed(clip, tokens), embed(theirs, tokens))
+
+
 def test_last_layer_has_no_effect_as_in_comfyui(ours, theirs, run_node):
     tokens = {"qwen3_4b": TOKENS}
     for clip in (ours, theirs):

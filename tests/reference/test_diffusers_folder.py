@@ -67,6 +67,12 @@ def loaded(load):
     return load("whole")
 
 
+def test_variant_is_the_pipelines(pipeline, loaded):
+    assert pipeline.config.is_distilled is False
+    assert loaded[3:5] == (50, 4.0)
+    assert "Variant: base, its model_index.json says so" in loaded[5]
+
+
 def test_embeddings(pipeline, loaded):
     clip = loaded[1]
     ours = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0][0]
