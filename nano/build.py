@@ -123,7 +123,8 @@ def build(models, comfyui, seed=0):
         "vae_decoder": models / "vae_approx" / "taef2_decoder.safetensors",
     }
     if not knows_taef2(comfyui):
-        files["vae"] = models / "vae" / "flux2-vae-nano.safetensors"
+        # The demo takes a file named flux2-vae… for the real one.
+        files["vae"] = models / "vae" / "flux-2-klein-nano-vae.safetensors"
     encoder, decoder = vae.taef2()
     makers = {
         "base": lambda: (transformer(seed), {"is_distilled": "false"}),

@@ -42,7 +42,7 @@ def test_info(installed, run_node, name, variant, words):
 
 
 def test_info_names_the_vae(installed, run_node, models):
-    name, kind = ("flux2-vae-nano.safetensors", "FLUX.2's VAE") if "vae" in models else ("taef2", "TAEF2")
+    name, kind = (models["vae"].name, "FLUX.2's VAE") if "vae" in models else ("taef2", "TAEF2")
     assert f"VAE: {name} (chosen by auto), {kind}, fp16." in load(run_node, BASE)[5]
 
 
