@@ -1,4 +1,4 @@
-"""Two tiny VAEs for FLUX.2's latents, set by hand: a latent holds the colours of 8×8 pixel cells.
+"""Two VAEs for FLUX.2's latents, set by hand: a latent holds the colours of 8×8 pixel cells.
 
 Encoding and decoding a picture of such cells returns it within 0.02, and both VAEs make the same latents.
 """
@@ -103,6 +103,7 @@ def flux2():
             carry(f"{name}.nin_shortcut", columns, rows, [[1]])
 
     def half(side, columns, rows, gain, stage, order, blocks, resample, kernel):
+        """The encoder or the decoder, from `columns` to `rows` channels: its stages in the order in which they run."""
         before, last = WIDTHS[order[0]], WIDTHS[order[-1]]
         conv(f"{side}.conv_in", columns, before)
         block(f"{side}.mid.block_1", WIDTHS[-1], WIDTHS[-1])
