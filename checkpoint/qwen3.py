@@ -29,8 +29,11 @@ def plain_key(key, prefix, *, trim):
         return None
     if key.startswith("model.language_model."):
         key = "model." + key.removeprefix("model.language_model.")
+    if key.startswith("lm_head."):
+        # As ComfyUI names it, and as some files do.
+        key = "model." + key
     layer = _LAYER.match(key)
-    unused = int(layer[1]) >= LAYERS_READ if layer else key.startswith(("model.norm.", "lm_head.", "model.lm_head."))
+    unused = int(layer[1]) >= LAYERS_READ if layer else key.startswith(("model.norm.", "model.lm_head."))
     return None if trim and unused else key
 
 

@@ -68,7 +68,8 @@ def look(role, name):
     if name == TAEF2:
         checkpoints = {VAE: inspect_taef2(*(inside(taef2_file(side)) for side in ("encoder", "decoder")))}
     elif name.endswith(FOLDER):
-        folder = inspect_folder(diffusers_folders()[name])
+        index = inside(diffusers_folders()[name] / FOLDER.strip("/"))
+        folder = inspect_folder(index.parent)
         checkpoints, says = folder.parts, folder.is_distilled
         for checkpoint in checkpoints.values():
             for file in checkpoint.files:

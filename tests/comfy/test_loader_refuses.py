@@ -1,6 +1,7 @@
 """What KleinKitLoader refuses: one sentence that names the file, before any weight is read."""
 
 import contextlib
+import json
 import os
 import pickle
 import struct
@@ -195,24 +196,34 @@ def test_link_to_nothing(refused, installed):
     assert "link.safetensors in models/vae is not a file, or a link to none" in refused(vae="link.safetensors")
 
 
-@pytest.mark.parametrize("missing, words", [
-    ("text_encoder/model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors does not exist"),
-    ("text_encoder/model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors does not exist"),
-    ("vae/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors does not exist"),
-])
-def test_missing_shard(refused, installed, missing, words):
+@pytest.fixture
+def folder(installed):
+    """A diffusers folder of holes, its text encoder in two shards."""
     folder, tensors = installed / "diffusers/klein", list(qwen3().items())
-    (folder / "text_encoder").mkdir(parents=True)
-    (folder / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline", "is_distilled": true}')
     shards = {f"model-0000{i + 1}-of-00002.safetensors": dict(tensors[i * 200:][:200]) for i in (0, 1)}
-    names = ", ".join(f'"{key}": "{shard}"' for shard, keys in shards.items() for key in keys)
-    (folder / "text_encoder/model.safetensors.index.json").write_text(f'{{"weight_map": {{{names}}}}}')
-    for shard, keys in shards.items():
-        write(folder / "text_encoder" / shard, keys)
+    for shard, entries in shards.items():
+        write(folder / "text_encoder" / shard, entries)
+    index = {"weight_map": {key: shard for shard, entries in shards.items() for key in entries}}
+    (folder / "text_encoder/model.safetensors.index.json").write_text(json.dumps(index))
     write(folder / "transformer/diffusion_pytorch_model.safetensors", klein())
     write(folder / "vae/diffusion_pytorch_model.safetensors", flux2_vae())
+    (folder / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline", "is_distilled": true}')
+    return folder
+
+
+@pytest.mark.parametrize("missing", ["text_encoder/model-00001-of-00002.safetensors",
+                                     "text_encoder/model-00002-of-00002.safetensors",
+                                     "vae/diffusion_pytorch_model.safetensors"])
+def test_missing_shard(refused, folder, missing):
     (folder / missing).unlink()
-    assert words in refused("klein/model_index.json")
+    assert f"{Path(missing).name} does not exist" in refused("klein/model_index.json")
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_diffusers_folder_with_a_link_out_of_it(refused, folder, installed, part):
+    (folder / part).rename(installed.parent / "elsewhere")
+    os.symlink(installed.parent / "elsewhere", folder / part)
+    assert "outside ComfyUI's model folders" in refused("klein/model_index.json")
 
 
 def test_damaged_layer_counts_when_it_is_not_trimmed(refused, installed):

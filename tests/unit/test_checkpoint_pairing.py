@@ -122,9 +122,11 @@ def test_text_encoder_config(look, layers, trim, expected):
 def test_trimmed_keys():
     keys = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.26.mlp.up_proj.weight",
             "model.layers.27.mlp.up_proj.weight", "model.layers.35.mlp.up_proj.weight", "model.norm.weight",
-            "lm_head.weight"]
+            "model.lm_head.weight"]
     assert [qwen3.plain_key(key, "", trim=True) for key in keys] == keys[:3] + [None] * 4
     assert [qwen3.plain_key(key, "", trim=False) for key in keys] == keys
+    assert qwen3.plain_key("lm_head.weight", "", trim=True) is None
+    assert qwen3.plain_key("lm_head.weight", "", trim=False) == "model.lm_head.weight"
     assert qwen3.plain_key("te.model.language_model.layers.3.x", "te.", trim=True) == "model.layers.3.x"
     assert qwen3.plain_key("te.model.visual.x", "te.", trim=False) is None
     assert qwen3.plain_key("other.model.layers.3.x", "te.", trim=False) is None
