@@ -64,7 +64,8 @@ def test_every_node_has_a_page(nodes, pages):
 
 
 def test_inputs_and_defaults(schemas, pages):
-    tables = {name: dict(ROW.findall(page.partition("\n## Inputs\n")[2])) for name, page in pages.items()}
+    sections = {name: page.partition("\n## Inputs\n")[2].partition("\n## ")[0] for name, page in pages.items()}
+    tables = {name: dict(ROW.findall(section)) for name, section in sections.items()}
     assert tables == {name: {key: default(item) for key, item in schemas[name].items()} for name in pages}
 
 
