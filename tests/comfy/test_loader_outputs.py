@@ -36,9 +36,11 @@ def test_steps_and_cfg_of_the_variant(installed, run_node, name, variant, expect
     (KV, "auto", "For edits put ComfyUI's FluxKVCache node behind the model."),
     (BASE, "auto", "Text encoder: qwen_3_nano.safetensors (chosen by auto), Qwen3 of width 64, fp16, 27 of its 36 "),
 ])
-def test_info(installed, run_node, name, variant, words):
+def test_info(installed, run_node, caplog, name, variant, words):
+    caplog.set_level("INFO")
     info = load(run_node, name, variant=variant)[5]
     assert words in info and "\n" not in info
+    assert f"KleinKitLoader: {info}" in caplog.messages
 
 
 def test_info_names_the_vae(installed, run_node, models):
