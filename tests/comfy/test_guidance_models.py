@@ -69,8 +69,9 @@ def tiny(architecture):
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({})
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    # SD3 keeps its positions in a buffer.
+    for weight in (*model.parameters(), *model.diffusion_model.buffers()):
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.05
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
