@@ -35,7 +35,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Interval:
-    """Guided while start·n ≤ i < end·n (Kynkäänniemi et al. 2024, arXiv 2404.07724; diffusers' guiders count so too)."""
+    """Guided while start·n ≤ i < end·n (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+
+    diffusers' guiders round both ends down to whole steps: the same where they are whole steps, else up to a step earlier.
+    """
 
     start: float = 0.0
     end: float = 1.0

@@ -1,34 +1,45 @@
 """Which passes every step needs: a pure function of the rules, the sigmas and cfg. Nothing else decides whether a pass runs."""
 
-import bisect
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from .rule import PASSES, Step
+
+TOLERANCE = 1e-6
 
 
 def step_index(sigma, sigmas, previous=None):
     """The step of a run that a model call belongs to.
 
-    Step i spans σ_i ≥ σ > σ_{i+1}: a sampler that calls the model several times a step is asked at the sigma of each
-    call. Equal neighbours are told apart by `previous`: each call at their sigma moves on by one.
+    A call at a step's own sigma is that step's; a call between two sigmas belongs to the step that leads from one to the
+    other, down or up. Where several steps fit, the first that is not before `previous` counts, and of equal neighbours
+    each call is the next. A sampler's second call at the sigma of the next step (heun) counts as the next step's.
 
     Args:
         sigma: of the call.
-        sigmas: of the run, descending, n + 1 of them.
+        sigmas: of the run, n + 1 of them.
         previous: step of the call before, or None.
     Returns:
         The index, 0 to n − 1.
     """
-    steps = len(sigmas) - 1
-    tolerance = 1e-6 * abs(sigma)
-    final = bisect.bisect_right(sigmas, tolerance - sigma, hi=steps, key=lambda s: -s) - 1
-    if final < 0:
-        return 0
-    first = bisect.bisect_left(sigmas, -sigmas[final], hi=steps, key=lambda s: -s)
-    if sigmas[final] > sigma + tolerance:
-        return final
-    return first if previous is None or previous < first else min(previous + 1, final)
+    starts, ends = np.asarray(sigmas[:-1]), np.asarray(sigmas[1:])
+    distance = np.abs(starts - sigma)
+    nearest = int(distance.argmin())
+    # Many sigmas lie closer together than a sampler's own arithmetic is exact: no tolerance where one is met exactly.
+    if distance[nearest] <= TOLERANCE * abs(sigma):
+        fitting = np.flatnonzero(starts == starts[nearest])
+    else:
+        fitting = np.flatnonzero((np.minimum(starts, ends) < sigma) & (sigma < np.maximum(starts, ends)))
+    if not len(fitting):
+        return nearest
+    if previous is None:
+        return int(fitting[0])
+    if previous in fitting:
+        return previous + 1 if previous + 1 in fitting and starts[previous] == starts[previous + 1] else previous
+    later = fitting[fitting > previous]
+    return int(later[0] if len(later) else fitting[-1])
 
 
 def plan_step(rules, index, steps, sigma, cfg, observed=None):

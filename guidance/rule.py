@@ -12,8 +12,8 @@ PASSES = ("cond", "uncond", "image", "skip")
 
 
 def precise(device):
-    """The dtype for sums whose squares would overflow: float64, which Apple's GPUs do not have."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The dtype for sums whose squares would overflow: float64, which Apple's, Intel's and DirectML's GPUs may not have."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 @dataclass(frozen=True)

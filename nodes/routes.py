@@ -19,10 +19,13 @@ async def settings_of(request):
     if request.content_type != "application/json":
         raise ValueError(f"Expected a body of type application/json, but got {request.content_type[:100]}.")
     body = b""
-    async for chunk in request.content.iter_chunked(MOST_BYTES):
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise ValueError(f"Expected a body of at most {MOST_BYTES} bytes, but got more.")
+    try:
+        async for chunk in request.content.iter_chunked(MOST_BYTES):
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise ValueError(f"Expected a body of at most {MOST_BYTES} bytes, but got more.")
+    except web.RequestPayloadError as error:
+        raise ValueError("Expected a body that is what its headers say, but it cannot be decoded.") from error
     try:
         settings = json.loads(body)
     except (ValueError, RecursionError) as error:

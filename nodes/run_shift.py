@@ -122,7 +122,7 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
         `(sigmas, mu, schedule)`: the run's sigmas, and the float32 array that they are a part of.
     """
     def make(of, name, steps):
-        return comfy.samplers.calculate_sigmas(of, name, steps).numpy()
+        return comfy.samplers.calculate_sigmas(of, name, steps).cpu().numpy()
 
     static = sampling.static
     schedule, start = whole_schedule(sigmas)

@@ -10,7 +10,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..guidance import stack
-from ..guidance.plan import plan_step, step_index
+from ..guidance.plan import plan, plan_step, step_index
 from ..guidance.rule import ADAPTIVE, COMBINE, DISTILLED, NEGATIVE, PASSES, SCHEDULE, Step, Velocities
 from ..guidance.skip_layer import SkipLayer
 from .skip_pass import block_counts, capture_entry, entry_is_certain, skip_options
@@ -86,8 +86,9 @@ def run_of(model_options):
 def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
     """Begin a run, and say at its end what really ran."""
     options = extra_args["model_options"]
-    run = Run(sigmas.tolist(), len(options["sampler_post_cfg_function"]), has_own_scales(guider))
-    for sentence in conflicts(options[RULES], guider, options):
+    rules = options.get(RULES, ())
+    run = Run(sigmas.float().tolist(), len(options["sampler_post_cfg_function"]), has_own_scales(guider))
+    for sentence in conflicts(rules, guider, options, run.sigmas):
         run.warn(sentence)
     options["transformer_options"] = {**options.get("transformer_options", {}), RUN: run}
     try:
@@ -96,15 +97,18 @@ def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
         options["transformer_options"].pop(RUN, None)
         ran = ", ".join(f"{name} {count}" for name, count in run.calls.items() if count)
         logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, sum(run.calls.values()),
-                     ran or "none", ", ".join(rule.node for rule in options[RULES]))
+                     ran or "none", ", ".join(rule.node for rule in rules))
 
 
-def conflicts(rules, guider, model_options):
+def conflicts(rules, guider, model_options, sigmas):
     """What has no effect or no meaning in this run, a sentence each."""
     nodes = {rule.order: rule.node for rule in rules}
-    if DISTILLED in nodes and guider.cfg > 1.0:
-        yield (f"cfg {guider.cfg:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of KleinKitLoader "
-               "to `allow`.")
+    if DISTILLED in nodes:
+        others = [rule for rule in rules if rule.order != DISTILLED]
+        asked = max((step.cfg for step in plan(others, sigmas, guider.cfg)), default=0.0)
+        if asked > 1.0:
+            yield (f"cfg {asked:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of KleinKitLoader "
+                   "to `allow`.")
     if has_own_scales(guider) and nodes.keys() & {SCHEDULE, DISTILLED, ADAPTIVE}:
         yield f"{type(guider).__name__} has scales of its own, so schedules of cfg have no effect in it."
     if COMBINE in nodes and "sampler_cfg_function" in model_options:
@@ -139,9 +143,9 @@ def predict_noise(executor, x, timestep, model_options, seed=None):
                                            guider.conds["positive"], guider.conds.get("negative"))
 
     conds = guider.conds
-    if "negative" not in conds and step.passes != ("cond",):
+    if "negative" not in conds and {"uncond", "image"} & set(step.passes):
         run.warn("this guider has no negative, so the guidance that needs one is left out.")
-        step = run.step = replace(step, cfg=1.0, passes=tuple(p for p in step.passes if p in ("cond", "skip")) or ("cond",))
+        step = run.step = replace(step, cfg=1.0, passes=("cond", *{"skip"} & set(step.passes)))
 
     options = model_options
     if "skip" in step.passes:

@@ -30,10 +30,14 @@ def block_counts(model):
 
 
 def entry_is_certain(conds, model_options):
-    """Whether the positive's rows in the model's batch are known for sure: one positive, whole, in one process."""
+    """Whether the positive's rows in the model's batch are known for sure: one positive, whole, in one process.
+
+    A `post_input` patch (ComfyUI's FluxKVCache) may give a second pass other tokens than the first.
+    """
     positive = conds["positive"]
     return (len(positive) == 1 and "area" not in positive[0] and "mask" not in positive[0]
             and "context_handler" not in model_options and "multigpu_clones" not in model_options
+            and "post_input" not in model_options["transformer_options"].get("patches", {})
             and not is_compiled(model_options))
 
 

@@ -138,8 +138,8 @@ def make(schedule, tokens):
     if schedule.terminal and made > 1:
         widest = gap(made - 1)
         if schedule.terminal >= first or not widest:
-            raise expected("terminal", f"below the first sigma ({first}), and 0.0 where mu is extreme ({mu:.4g})",
-                           schedule.terminal)
+            fits = f"below the first sigma ({first})" if widest else f"0.0 where mu is as extreme as {mu:.4g}"
+            raise expected("terminal", fits, schedule.terminal)
         stretch = (first - schedule.terminal) / widest
 
     def stretched(index):

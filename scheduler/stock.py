@@ -35,7 +35,8 @@ def find(sigmas, last, names, schedule):
                 try:
                     made = schedule(name, steps)
                 except Exception:  # another pack's scheduler, asked for a number of steps that its user never chose
-                    break
+                    steps += 1
+                    continue
                 index = np.arange(len(made))
                 if dropped:
                     index = np.delete(index, -2)

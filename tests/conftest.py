@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # One thread is as fast as many on tiny models, and torch's waiting threads slow a busy machine tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A slow machine is no error, and a run can be repeated.
+settings.register_profile("kleinkit", deadline=None, derandomize=True)
+settings.load_profile("kleinkit")
 
 ROOT = Path(__file__).resolve().parent.parent
 

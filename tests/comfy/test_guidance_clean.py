@@ -181,6 +181,11 @@ class TestDistilledGuard:
         assert caplog.text.count("cfg 8 counts as 1 on this distilled model") == 2
         assert caplog.text.count("KleinKit: 4 steps, 4 passes (cond 4)") == 3
 
+    def test_a_curve_above_1_is_warned_of_too(self, load, prompts, run_node, caplog):
+        curve = dict(schedule={"schedule": "curve", "scales": "5, 3, 1"}, unguided="conditional")
+        run(with_nodes(run_node, load("ignore"), ("KleinKitCFG", curve)), prompts, 1.0)
+        assert caplog.text.count("cfg 5 counts as 1 on this distilled model") == 1
+
     def test_allow_is_plain_cfg(self, load, prompts, run_node, models):
         plain = run_node("UNETLoader", unet_name=models["distilled"].name, weight_dtype="default")[0]
         assert torch.equal(run(load("allow"), prompts, 8.0), run(plain, prompts, 8.0))

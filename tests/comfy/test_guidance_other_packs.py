@@ -155,8 +155,9 @@ def test_guiders_with_scales_of_their_own(klein, run_node, caplog):
     assert caplog.text.count("has scales of its own") == 1
 
 
-def test_a_guider_without_a_negative(klein, run_node):
+def test_a_guider_without_a_negative(klein, run_node, caplog):
     model, prompt = with_nodes(run_node, klein, SKIP, RENORM), conditioning(embeddings(192, 1))
     (basic,) = run_node("BasicGuider", model=model, conditioning=prompt)
     (at_cfg_1,) = run_node("CFGGuider", model=model, positive=prompt, negative=prompt, cfg=1.0)
     assert torch.equal(sample_with(run_node, basic), sample_with(run_node, at_cfg_1))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

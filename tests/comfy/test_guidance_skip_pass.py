@@ -84,6 +84,14 @@ def test_reference_latents(klein, run_node):
     assert (whole, tail) == (9, 6)
 
 
+def test_kv_cache_runs_the_whole_pass(klein, run_node, comfy):
+    if "FluxKVCache" not in comfy.NODE_CLASS_MAPPINGS:
+        return  # ComfyUI before 0.20
+    positive = conditioning(embeddings(192, 1), reference_latents=[latent_noise(64, 64, seed=3)])
+    (cached,) = run_node("FluxKVCache", model=klein)
+    compare(run_node, cached, positive)
+
+
 def test_several_positives_run_the_whole_pass(klein, run_node):
     positive = conditioning(embeddings(192, 1)) + conditioning(embeddings(192, 3))
     whole, tail = compare(run_node, klein, positive)

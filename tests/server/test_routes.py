@@ -112,6 +112,8 @@ def test_settings_that_do_not_fit(post, settings, sentence):
     (b"[]", JSON, "Expected a JSON object of settings, but got list."),
     (b"4", JSON, "Expected a JSON object of settings, but got int."),
     (b" " * 16 * 1024 + b"{}", JSON, "Expected a body of at most 16384 bytes, but got more."),
+    (b"{}", JSON | {"Content-Encoding": "gzip"},
+     "Expected a body that is what its headers say, but it cannot be decoded."),
     (b" " * 1_000_000, JSON, "Expected a body of at most 16384 bytes, but got more."),
 ], ids=lambda value: str(value)[:30])
 def test_bodies_that_do_not_fit(post, body, headers, sentence):

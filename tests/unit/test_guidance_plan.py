@@ -1,6 +1,7 @@
 """The plan: what each step does, before it runs."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 
 import numpy as np
@@ -15,6 +16,7 @@ from kleinkit.guidance.plan import plan, plan_step, step_index
 from kleinkit.guidance.renorm import Renorm
 from kleinkit.guidance.skip_layer import SkipLayer, parse_layers
 from kleinkit.guidance.zero_star import CFGZeroStar
+from kleinkit.scheduler.schedule import Schedule, make
 
 HUNDREDTHS = st.integers(0, 100)
 
@@ -156,6 +158,29 @@ class TestStepIndex:
             index = step_index(sigma, run, index)
             indices.append(index)
         assert indices == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("side", (1024, 2048, 4096, 8192, 16384))
+    @pytest.mark.parametrize("steps", (4, 20, 50))
+    def test_sigmas_that_lie_closer_than_rounding(self, side, steps):
+        # The larger the picture, the closer its first sigmas are to 1: down to neighbouring floats.
+        run = make(Schedule(steps=steps), (side // 16) ** 2)[0].tolist()
+        index, indices = None, []
+        for sigma in run[:-1]:
+            index = step_index(sigma, run, index)
+            indices.append(index)
+        assert indices == list(range(steps))
+
+    @pytest.mark.parametrize("run", [
+        [0.0, 0.2, 0.5, 0.9, 1.0],
+        [1.0, 0.9, 0.7, 0.4, 0.7, 0.4, 0.2, 0.0],
+    ])  # fmt: skip
+    def test_runs_that_rise_or_begin_again(self, run):
+        index, indices = None, []
+        for sigma, after in pairwise(run):
+            for called in (sigma, (sigma + after) / 2):
+                index = step_index(called, run, index)
+                indices.append(index)
+        assert indices == [i for i in range(len(run) - 1) for _ in range(2)]
 
     def test_a_call_again_at_a_lone_sigma_is_the_same_step(self):
         assert [step_index(0.75, sigmas(4), previous) for previous in (None, 0, 1)] == [1, 1, 1]

@@ -4,15 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from kleinkit.scheduler.mu import FLUX2_CONTINUOUS_TOKENS, SHIFTS
 from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS, Schedule, choose_shift, make, steps_made
 from kleinkit.scheduler.shift import time_shift
 from kleinkit.scheduler.spacing import SPACINGS
-
-settings.register_profile("kleinkit", deadline=None, derandomize=True)
-settings.load_profile("kleinkit")
 
 ALL_STEPS = st.integers(*LIMITS["steps"])
 TOKENS = st.integers(1, 1024**2)
