@@ -4,7 +4,6 @@
 """
 
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,8 +13,8 @@ from ..guidance.cfg import CFG, SKIP_MODES, Constant, Curve, Diminishing, Interv
 from ..guidance.plan import plan
 from ..guidance.slerp import slerp_weights
 from ..scheduler.schedule import Schedule, make
+from .figure import save
 
-PAGES = Path(__file__).resolve().parent.parent / "web" / "docs"
 STEPS, SCALE = 20, 5.0
 TOKENS = 4096  # of 1024×1024 pixels
 SCHEDULES = {
@@ -65,9 +64,5 @@ def plot_slerp():
 
 
 def main(arguments):
-    plt.switch_backend("Agg")
-    plt.rcParams.update({"font.size": 10, "savefig.dpi": 140, "savefig.bbox": "tight"})
-    for node, plot in (("KleinKitCFG", plot_schedules), ("KleinKitSlerpCFG", plot_slerp)):
-        # No version of matplotlib in the file: the same picture is the same file.
-        plot().savefig(PAGES / f"{node}.png", metadata={"Software": None})
+    save({"KleinKitCFG": plot_schedules, "KleinKitSlerpCFG": plot_slerp})
     return 0
