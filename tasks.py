@@ -369,7 +369,10 @@ def run_here(module, arguments):
 
 
 def test(versions, arguments):
-    named = any((ROOT / argument.split("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
+    named = [path for argument in arguments if not argument.startswith("-")
+             if (path := ROOT / argument.split("::")[0]).exists()]
+    # One file's tests stay in one process.
+    processes = [] if len(named) == 1 and named[0].is_file() else ["-n", "logical", "--maxprocesses", "4"]
     results = {}
     for version in versions:
         name = f"junit-{version}.xml" if version else "junit.xml"
@@ -378,7 +381,7 @@ def test(versions, arguments):
             say(f"ComfyUI {version}:")
         results[version] = attend([
             python, "-c", PYTEST, "-c", "tests/pytest.ini", f"--junitxml={REPORTS / name}",
-            *arguments, *([] if named else ["tests"])], variables)
+            *processes, *arguments, *([] if named else ["tests"])], variables)
     if len(results) > 1:
         for version, code in results.items():
             say(f"ComfyUI {version}: {'failed' if code else 'passed'}")

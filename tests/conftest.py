@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # One thread is as fast as many on tiny models, and torch's waiting threads slow a busy machine tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +31,18 @@ def _load(name, path):
 
 tasks = _load("kleinkit_tasks", ROOT / "tasks.py")
 tasks.as_package()
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests run in one process, and all that need a server in the same one: there is one server."""
+
+    def _split_scope(self, nodeid):
+        return "server" if nodeid.startswith(("server/", "browser/")) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 def pytest_collection_finish():
