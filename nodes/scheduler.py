@@ -128,7 +128,7 @@ class KleinKitDynamicShift(io.ComfyNode):
                         "mu for the size and the steps of this run takes the place of the model's fixed shift.",
             search_aliases=["ModelSamplingFlux", "mu", "time shift", "flux2 shift", "sigmas", "KSampler"],
             inputs=[io.Model.Input("model", tooltip="A FLUX.2 model."), shift_input()],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model whose sigmas follow the size and the steps.")],
         )
 
     @classmethod
