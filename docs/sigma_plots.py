@@ -6,7 +6,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..scheduler.mu import SHIFTS
+from ..scheduler.mu import SHIFTS, STATIC_MU
 from ..scheduler.schedule import DENOISE_MODES, Schedule, choose_shift, make, picture_tokens
 from ..scheduler.shift import time_shift
 from ..scheduler.spacing import SPACINGS
@@ -15,7 +15,6 @@ from .figure import save
 TOKENS = picture_tokens(1024, 1024)
 SIZES = ((512, 512), (768, 768), (1024, 1024), (1088, 1024), (1280, 1280), (1536, 1536), (2048, 2048))
 STEPS = (4, 8, 20, 50)
-STATIC_MU = 2.02  # ComfyUI's shift of FLUX.2
 
 
 def draw(axes, title, curves, **settings):

@@ -1,5 +1,6 @@
 """Classifier-free guidance and its schedules."""
 
+import inspect
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -103,17 +104,34 @@ class Curve:
             raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", self.scales)
 
     @classmethod
-    def parse(cls, text):
-        """The curve of a text such as "5, 3, 1"."""
+    def parse(cls, scales="5, 3, 1"):
+        """The curve of a text."""
         try:
-            return cls(tuple(float(part) for part in text.split(",")))
-        except ValueError:
-            raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", text) from None
+            return cls(tuple(float(part) for part in scales.split(",")))
+        except (AttributeError, ValueError):
+            raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", scales) from None
 
     def cfg(self, step):
         last = len(self.scales) - 1
         position = step.index * last / (step.steps - 1) if step.steps > 1 else 0.0
         return float(np.interp(position, range(last + 1), self.scales))
+
+
+SCHEDULES = {"constant": Constant, "interval": Interval, "skip": Skip, "diminishing": Diminishing, "curve": Curve.parse}
+
+
+def choose_schedule(choice, /, **inputs):
+    """The schedule of a choice of `schedule` and the inputs that the choice brings.
+
+    Raises:
+        ValueError: no such choice, an input that it does not bring, or a value that does not fit.
+    """
+    one_of("schedule", SCHEDULES, choice)
+    takes = inspect.signature(SCHEDULES[choice]).parameters
+    for name, value in inputs.items():
+        if name not in takes:
+            raise expected(f"schedule.{name}", f"absent ({choice} takes {', '.join(takes) or 'no input'})", value)
+    return SCHEDULES[choice](**inputs)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..guidance.adaptive import Adaptive
 from ..guidance.base_uncond import BaseUncond
-from ..guidance.cfg import CFG, SKIP_MODES, UNGUIDED, Constant, Curve, Diminishing, Interval, Skip
+from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
 from ..guidance.image import ImageCFG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
@@ -33,15 +33,6 @@ def schema(*, node_id, display_name, description, search_aliases, inputs):
 
 def share(name, default, tooltip):
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
-
-
-SCHEDULES = {
-    "constant": lambda _: Constant(),
-    "interval": lambda values: Interval(values["start"], values["end"]),
-    "skip": lambda values: Skip(values["mode"], values["guided_ratio"]),
-    "diminishing": lambda values: Diminishing(values["cutoff"]),
-    "curve": lambda values: Curve.parse(values["scales"]),
-}
 
 
 @names_itself
@@ -87,7 +78,8 @@ class KleinKitCFG(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, schedule, unguided):
-        return io.NodeOutput(with_rule(model, CFG(SCHEDULES[schedule["schedule"]](schedule), unguided)))
+        inputs = dict(schedule)
+        return io.NodeOutput(with_rule(model, CFG(choose_schedule(inputs.pop("schedule"), **inputs), unguided)))
 
 
 @names_itself

@@ -1,13 +1,16 @@
-"""The pack's route on ComfyUI's server: `POST /kleinkit/sigmas`, for the editor's preview of a schedule."""
+"""The pack's routes on ComfyUI's server, for the editor's previews: `POST /kleinkit/sigmas` and `/kleinkit/guidance`."""
 
 import json
+from functools import partial
 
 from aiohttp import web
 from server import PromptServer
 
-from ..scheduler.preview import preview
+from ..guidance.preview import preview as preview_guidance
+from ..scheduler.preview import preview as preview_sigmas
 
 MOST_BYTES = 16 * 1024
+PREVIEWS = {"/kleinkit/sigmas": preview_sigmas, "/kleinkit/guidance": preview_guidance}
 
 
 async def settings_of(request):
@@ -35,8 +38,8 @@ async def settings_of(request):
     return settings
 
 
-async def sigmas(request):
-    """Answer with `scheduler.preview.preview` of the settings in the body, or with 400 and a sentence as `error`."""
+async def answer(preview, request):
+    """Answer with the preview of the settings in the body, or with 400 and a sentence as `error`."""
     try:
         return web.json_response(preview(await settings_of(request)))
     except ValueError as error:
@@ -44,7 +47,8 @@ async def sigmas(request):
 
 
 def add():
-    """Add the route, where there is a server; a worker without one has no editor."""
+    """Add the routes, where there is a server; a worker without one has no editor."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
-        server.routes.post("/kleinkit/sigmas")(sigmas)
+        for path, preview in PREVIEWS.items():
+            server.routes.post(path)(partial(answer, preview))

@@ -13,6 +13,10 @@ def expected(name, fits, given):
     return ValueError(f"Expected `{name}` to be {fits}, but got {value}.")
 
 
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def number(name, value, low, high):
     """Check that a number lies between two limits; limits of type int ask for a whole number.
 
@@ -20,8 +24,7 @@ def number(name, value, low, high):
         ValueError: it does not, or is no finite number.
     """
     whole = isinstance(low, int)
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if not fits:
+    if not (is_number(value) and isinstance(value, int if whole else (int, float)) and low <= value <= high):
         raise expected(name, f"a {'whole ' if whole else ''}number between {low} and {high}", value)
 
 
@@ -46,9 +49,9 @@ def steps_in_range(start, end, steps):
     Raises:
         ValueError: the shares are not in order, or not between 0 and 1.
     """
-    if not 0.0 <= start <= 1.0:
+    if not (is_number(start) and 0.0 <= start <= 1.0):
         raise expected("start", "between 0.0 and 1.0", start)
-    if not start < end <= 1.0:
+    if not (is_number(end) and start < end <= 1.0):
         raise expected("end", f"above `start` ({start}) and at most 1.0", end)
     # 0.07 · 100 is 7.000000000000001 in floating point; the step that is meant is 7.
     first, last = (math.ceil(round(share * steps, 9)) for share in (start, end))

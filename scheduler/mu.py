@@ -13,6 +13,9 @@ MANY_STEPS_LINE_ABOVE = 4300
 FLUX2_CONTINUOUS_TOKENS = 4096, 8192
 FLUX1_TOKENS = 256, 4096
 
+# ComfyUI's shift of FLUX.2, at every size and step count.
+STATIC_MU = 2.02
+
 
 def flux2(tokens, steps):
     """Black Forest Labs' empirical mu (diffusers' `compute_empirical_mu`), which halves above 4300 tokens."""

@@ -1,11 +1,26 @@
 """What the editor's preview of a schedule shows."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from .checks import one_of
+from .mu import STATIC_MU
 from .schedule import Schedule, choose_shift, make, picture_tokens
 
-NUMBER_OF_SHIFT = "shift."
+
+def inputs_of(choice, settings):
+    """Part the inputs that a choice brings from the other settings: `shift.mu` from `shift`.
+
+    Args:
+        choice: name of a DynamicCombo.
+        settings: `{input: value}`.
+    Returns:
+        `(settings, inputs)`: two dicts, the names in the second without the choice's.
+    """
+    prefix = f"{choice}."
+    inputs = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+    return {name: value for name, value in settings.items() if not name.startswith(prefix)}, inputs
 
 
 def preview(settings):
@@ -16,21 +31,23 @@ def preview(settings):
             left out have their defaults.
     Returns:
         dict: `sigmas` [n + 1], `mu`, `step_sizes` [n] (how far sigma falls in each step), `start` (the first sigma; 0.0
-        when `denoise` is 0.0).
+        when `denoise` is 0.0), and for comparison `static_sigmas` [n + 1] and `static_mu`, with ComfyUI's own shift.
     Raises:
         ValueError: no such setting, or a value that does not fit.
     """
-    settings = dict(settings)
-    numbers = {name.removeprefix(NUMBER_OF_SHIFT): settings.pop(name)
-               for name in list(settings) if name.startswith(NUMBER_OF_SHIFT)}
+    settings, numbers = inputs_of("shift", settings)
     for name in settings:
         one_of("setting", Schedule.__dataclass_fields__, name)
     shift = choose_shift(settings.pop("shift", "flux2"), **numbers)
     schedule = Schedule(shift=shift, **settings)
-    sigmas, mu = make(schedule, picture_tokens(schedule.width, schedule.height))
+    tokens = picture_tokens(schedule.width, schedule.height)
+    sigmas, mu = make(schedule, tokens)
+    static_sigmas, static_mu = make(replace(schedule, shift=choose_shift("fixed", mu=STATIC_MU)), tokens)
     return {
         "sigmas": sigmas.tolist(),
         "mu": mu,
         "step_sizes": (-np.diff(sigmas)).tolist(),
         "start": float(sigmas[0]) if len(sigmas) else 0.0,
+        "static_sigmas": static_sigmas.tolist(),
+        "static_mu": static_mu,
     }

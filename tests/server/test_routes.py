@@ -1,4 +1,4 @@
-"""`POST /kleinkit/sigmas` on the real server."""
+"""The routes of the previews on the real server: `POST /kleinkit/sigmas` and `/kleinkit/guidance`."""
 
 import http.client
 import json
@@ -9,6 +9,8 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.nano import server as api
+from kleinkit.nano.demo import first_picture
+from kleinkit.nano.workflow import as_prompt
 
 JSON = {"Content-Type": "application/json"}
 
@@ -34,10 +36,22 @@ def test_it_is_the_schedule_of_diffusers(post, path):
     mu = compute_empirical_mu(64 * 48, 50)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 50, 50), mu=mu)
-    assert status == 200 and set(answer) == {"sigmas", "mu", "step_sizes", "start"}
+    assert status == 200
+    assert set(answer) == {"sigmas", "mu", "step_sizes", "start", "static_sigmas", "static_mu"}
     np.testing.assert_allclose(answer["sigmas"], scheduler.sigmas, atol=1e-6)
     np.testing.assert_allclose(answer["step_sizes"], -np.diff(scheduler.sigmas), atol=1e-6)
     assert answer["mu"] == pytest.approx(mu) and answer["start"] == 1.0
+
+
+def test_the_curve_for_comparison_is_that_of_the_shift_that_comfyui_gives_the_model(post, comfy):
+    from comfy.model_sampling import flux_time_shift
+    from comfy.supported_models import Flux2
+
+    static = Flux2.sampling_settings["shift"]
+    answer = post({"steps": 10})[1]
+    wanted = [flux_time_shift(static, 1.0, step / 10) for step in range(10, 0, -1)]
+    np.testing.assert_allclose(answer["static_sigmas"], [*wanted, 0.0], atol=1e-6)
+    assert answer["static_mu"] == static
 
 
 @pytest.mark.parametrize("settings", [
@@ -63,7 +77,8 @@ def test_it_agrees_with_the_node_in_the_queue(server, post, settings):
 
 def test_denoise_of_nothing(post):
     answer = post({"denoise": 0.0})[1]
-    assert (answer["sigmas"], answer["step_sizes"], answer["start"]) == ([], [], 0.0)
+    assert (answer["sigmas"], answer["step_sizes"], answer["start"], answer["static_sigmas"]) == ([], [], 0.0, [])
+    assert post({"sigmas": {"denoise": 0.0}}, path="/kleinkit/guidance")[1]["total"] == 0
 
 
 def test_the_most_steps(post):
@@ -97,6 +112,51 @@ def test_the_most_steps(post):
 ], ids=lambda value: str(value)[:40])
 def test_settings_that_do_not_fit(post, settings, sentence):
     status, answer = post(settings)
+    assert status == 400 and list(answer) == ["error"]
+    assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"schedule": "interval", "schedule.start": 0.2, "schedule.end": 0.7},
+    {"schedule": "skip", "schedule.mode": "alternate", "schedule.guided_ratio": 0.3, "unguided": "unconditional"},
+    {"schedule": "diminishing", "schedule.cutoff": 0.5, "cfg": 7}, {"schedule": "curve", "schedule.scales": "6, 1, 1"},
+    {"cfg": 1.0},
+], ids=str)
+def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
+    steps, size, cfg = 6, {"width": 64, "height": 64}, settings.get("cfg", 5.0)
+    prompt = as_prompt(first_picture())
+    nodes = {node["class_type"]: (key, node["inputs"]) for key, node in prompt.items()}
+    nodes["KleinKitScheduler"][1].update(steps=steps)
+    nodes["EmptyFlux2LatentImage"][1].update(size)
+    nodes["CFGGuider"][1].update(model=["cfg", 0], cfg=cfg)
+    inputs = {"schedule": "constant", "unguided": "conditional", **settings}
+    inputs.pop("cfg", None)
+    prompt["cfg"] = {"class_type": "KleinKitCFG", "inputs": {"model": [nodes["KleinKitLoader"][0], 0], **inputs}}
+    of_sigmas = {"steps": steps, **size}
+    answer = post({**settings, "sigmas": of_sigmas}, path="/kleinkit/guidance")[1]
+    log = api.queue(server, prompt).log
+    assert f"KleinKit: {steps} steps, {answer['total']} passes (" in log
+    assert sum(answer["passes"]) == answer["total"] and len(answer["cfg"]) == steps
+    assert answer["plain"] == (steps if cfg == 1.0 else 2 * steps)
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({"schedule": "never"}, "Expected `schedule` to be one of constant, interval, skip, diminishing, curve, but got"),
+    ({"schedule.end": 0.5}, "Expected `schedule.end` to be absent (constant takes no input), but got 0.5."),
+    ({"schedule": "interval", "schedule.end": "x"}, "Expected `end` to be above `start` (0.0) and at most 1.0, but got"),
+    ({"schedule": "interval", "schedule.start": None}, "Expected `start` to be between 0.0 and 1.0, but got None."),
+    ({"schedule": "skip", "schedule.mode": 3}, "Expected `mode` to be one of early, late, early_late, middle, alternate,"),
+    ({"schedule": "diminishing", "schedule.cutoff": 0}, "Expected `cutoff` to be a number between 0.01 and 1.0, but"),
+    ({"schedule": "curve", "schedule.scales": [5]}, "Expected `scales` to be numbers between 0 and 100, such as"),
+    ({"schedule": "curve", "schedule.scales": ""}, "Expected `scales` to be numbers between 0 and 100, such as"),
+    ({"unguided": "no"}, "Expected `unguided` to be one of conditional, unconditional, but got 'no'."),
+    ({"cfg": "5"}, "Expected `cfg` to be a number between 0.0 and 100.0, but got '5'."),
+    ({"sigmas": [4]}, "Expected `sigmas` to be an object of settings, but got [4]."),
+    ({"sigmas": {"steps": 0}}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
+    ({"model": 1}, "Expected `setting` to be one of schedule, unguided, cfg, sigmas, but got 'model'."),
+], ids=lambda value: str(value)[:40])
+def test_guidance_settings_that_do_not_fit(post, settings, sentence):
+    status, answer = post(settings, path="/kleinkit/guidance")
     assert status == 400 and list(answer) == ["error"]
     assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
 
