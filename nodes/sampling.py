@@ -18,6 +18,7 @@ from .skip_pass import block_counts, capture_entry, entry_is_certain, skip_optio
 RULES = "kleinkit_rules"
 RUN = "kleinkit_run"
 KEY = "kleinkit"
+LATENT, RESULT = "latent", "result"
 
 
 @dataclass
@@ -31,8 +32,9 @@ class Run:
         step, index, model_options: of the model call in progress, and the index of the one before.
         observed: what rules observed, scalars on the device, by node.
         entry: what `capture_entry` keeps for the skip pass.
+        finite: whether the latent, the passes and the result of the call before are; booleans on the device.
         calls: how many passes of each kind ran.
-        warned: sentences that were said.
+        warned: sentences, or their topics, that were said.
     """
 
     sigmas: list
@@ -43,13 +45,44 @@ class Run:
     model_options: dict | None = None
     observed: dict = field(default_factory=dict)
     entry: list = field(default_factory=list)
+    finite: dict = field(default_factory=dict)
     calls: dict = field(default_factory=lambda: dict.fromkeys(PASSES, 0))
     warned: set = field(default_factory=set)
 
-    def warn(self, sentence):
-        if sentence not in self.warned:
-            self.warned.add(sentence)
+    def warn(self, sentence, topic=None):
+        if (topic or sentence) not in self.warned:
+            self.warned.add(topic or sentence)
             logging.warning("KleinKit: %s", sentence)
+
+    def read(self, *scalars):
+        """Bring scalars to the host, together with what the rules observed and what was finite: one synchronisation.
+
+        Returns:
+            `(floats, {node: float})`: of the scalars, and of what was observed.
+        """
+        tensors = (*scalars, *self.observed.values(), *self.finite.values())
+        values = iter(torch.stack([tensor.float() for tensor in tensors]).tolist() if tensors else ())
+        floats = [next(values) for _ in scalars]
+        observed = {node: next(values) for node in self.observed}
+        broken = [name for name in self.finite if not next(values)]
+        self.finite.clear()
+        if RESULT in broken:
+            self.warn(f"NaN or infinity {source(broken)} step {self.step.index + 1} of {self.step.steps}, at sigma "
+                      f"{self.step.sigma:.4g}; expect a black picture. The guidance is "
+                      f"{', '.join(rule.node for rule in self.model_options[RULES])}.", topic="NaN")
+        return floats, observed
+
+
+def source(broken):
+    """Where a result that is not finite comes from, of the names that `Run.finite` has."""
+    if LATENT in broken:
+        return "in the latent before"
+    passes = ", ".join(name for name in PASSES if name in broken)
+    return f"from the model ({passes}) in" if passes else "from finite predictions in"
+
+
+def finite(tensor):
+    return tensor.isfinite().all()
 
 
 def with_rule(model, rule):
@@ -92,7 +125,9 @@ def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
         run.warn(sentence)
     options["transformer_options"] = {**options.get("transformer_options", {}), RUN: run}
     try:
-        return executor(guider, sigmas, extra_args, *args, **kwargs)
+        samples = executor(guider, sigmas, extra_args, *args, **kwargs)
+        run.read()
+        return samples
     finally:
         options["transformer_options"].pop(RUN, None)
         ran = ", ".join(f"{name} {count}" for name, count in run.calls.items() if count)
@@ -129,11 +164,9 @@ def predict_noise(executor, x, timestep, model_options, seed=None):
     if run is None or not rules:
         return executor(x, timestep, model_options, seed)
 
-    # The sigma and what the rules observed come to the host together: one synchronisation a call.
-    names = list(run.observed)
-    sigma, *seen = torch.stack([timestep.flatten()[0].float(), *(run.observed[name] for name in names)]).tolist()
+    (sigma,), observed = run.read(timestep.flatten()[0])
     run.index = step_index(sigma, run.sigmas, run.index)
-    step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, guider.cfg, dict(zip(names, seen)))
+    step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, guider.cfg, observed)
     run.step, run.model_options = step, model_options
     run.entry.clear()
     if step.zero:
@@ -162,7 +195,9 @@ def predict_noise(executor, x, timestep, model_options, seed=None):
             # The negative takes the positive's place: one pass, and every other hook sees a run at cfg 1.
             guider.conds = {**conds, "positive": conds["negative"]}
             guider.cfg = 1.0
-        return executor(x, timestep, options, seed)
+        denoised = executor(x, timestep, options, seed)
+        run.finite |= {LATENT: finite(x), RESULT: finite(denoised)}
+        return denoised
     finally:
         guider.cfg, guider.conds = cfg, conds
         run.entry.clear()
@@ -176,6 +211,7 @@ def guide(args):
     step, x = run.step, args["input"]
     if step.passes == ("uncond",):
         run.calls["uncond"] += 1
+        run.finite["uncond"] = finite(args["cond_denoised"])
         return args["denoised"]
     ran_uncond = args["uncond"] is not None
     run.calls["cond"] += 1
@@ -191,6 +227,7 @@ def guide(args):
         image=velocity(image_pass(args, run)) if "image" in step.passes else None,
         skip=velocity(skip_pass(args, run, rules)) if "skip" in step.passes else None,
     )
+    run.finite |= {name: finite(v) for name in PASSES if (v := getattr(velocities, name)) is not None}
     # Another pack may have changed the scale after the plan: what the sampler used is what counts.
     used = float(args["cond_scale"]) if ran_uncond else 1.0
     if not math.isclose(used, step.cfg) and not run.own_scales:
