@@ -1,0 +1,61 @@
+"""The values of a sweep, written as text."""
+
+import math
+from decimal import Decimal
+
+from ..scheduler.checks import expected
+
+MOST_VALUES = 256
+EXAMPLE = "such as `1, 2.5, 4:10:2`"
+
+
+def parse_values(text):
+    """The numbers of a text such as "1, 2.5, 4:10:2", in its order.
+
+    Args:
+        text: numbers and ranges between commas or on lines. A range `start:end:step` counts from `start` to `end`, which is
+            among the values where a step meets it; `start:end` has steps of 1 towards `end`.
+    Returns:
+        Tuple of 1 to 256 floats.
+    Raises:
+        ValueError: not of that form, not finite, or too many.
+    """
+    values = []
+    for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
+        values += _range(part) if ":" in part else [float(_number(part))]
+        if len(values) > MOST_VALUES:
+            raise expected("values", f"at most {MOST_VALUES} numbers", text)
+    if not values:
+        raise expected("values", f"numbers or ranges ({EXAMPLE})", text)
+    return tuple(values)
+
+
+def _number(text):
+    """A finite decimal number: exact, so that 0:1:0.1 meets 0.3 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise expected("values", f"finite numbers or ranges ({EXAMPLE})", text)
+    # A zero has no sign; and repr keeps exponents within those of a float.
+    return Decimal(repr(value + 0.0))
+
+
+def _range(text):
+    numbers = [_number(part) for part in text.split(":")]
+    if len(numbers) > 3:
+        raise expected("values", "ranges of the form `start:end` or `start:end:step`", text)
+    start, end, *step = numbers
+    step = step[0] if step else Decimal(1 if start <= end else -1)
+    if step == 0 or (end - start) * step < 0:
+        raise expected("values", "ranges whose step leads from start to end (such as `1:10:1` or `10:1:-1`)", text)
+    steps = (end - start) / step
+    if steps >= MOST_VALUES:
+        raise expected("values", f"at most {MOST_VALUES} numbers", text)
+    return [float(start + i * step) for i in range(int(steps) + 1)]
+
+
+def label(value):
+    """A number as short as it can be written exactly: "1", "0.5"."""
+    return repr(value).removesuffix(".0")
