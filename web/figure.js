@@ -2,19 +2,19 @@
  * A small figure inside a node: `const show = addFigure(node, "preview", "KLEINKIT_SIGMAS")`, then as often as you like
  * show({ head, label, x: [from, to], y: [from, to], ends: [left, right], series: [{ look, points, name }] }).
  * `head` is the text above and `label` what a screen reader says; `ends` are the texts below the axis; a `look` is
- * "line", "second", "faint", "dots" or "bars"; `points` are [x, y], and a y of null leaves a gap; a series with a `name`
+ * "line", "second", "faint", "dots", "bars" or "bars faint"; `points` are [x, y], and a y of null leaves a gap; a series with a `name`
  * is in the legend. Without `series` only the texts are shown. All text stays text.
  */
 
-const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 148;
+const SVG = "http://www.w3.org/2000/svg"
+const HEIGHT = 164
 
 const STYLE = `
 .kleinkit-figure {
-  --kleinkit-accent: var(--primary-background, #2b8fe6);
+  --kleinkit-accent: color-mix(in srgb, var(--primary-background, #2b8fe6) 65%, var(--input-text));
   box-sizing: border-box; min-height: ${HEIGHT}px; padding: 6px 8px; border-radius: 6px; overflow: hidden;
   display: grid; grid-template: auto minmax(0, 1fr) auto auto / auto minmax(0, 1fr); gap: 2px 4px;
-  background: var(--comfy-input-bg); color: var(--input-text); font: 11px/1.35 Inter, Arial, sans-serif;
+  background: var(--component-node-widget-background, var(--comfy-input-bg)); color: var(--input-text); font: 11px/1.35 Inter, Arial, sans-serif;
   font-variant-numeric: tabular-nums; user-select: none;
 }
 .kleinkit-figure:focus-visible { outline: 2px solid var(--kleinkit-accent); outline-offset: -2px; }
@@ -26,47 +26,49 @@ const STYLE = `
 .kleinkit-figure .ends { grid-column: 2; }
 .kleinkit-figure .legend { display: flex; flex-wrap: wrap; gap: 0 10px; font-size: 10px; }
 .kleinkit-figure .legend > span::before {
-  content: ""; display: inline-block; width: 12px; margin-right: 4px; vertical-align: middle; border-top: 2px solid;
+  content: ""; display: inline-block; width: 12px; margin-right: 4px; vertical-align: middle;
+  border-top: 2px solid var(--color, currentColor);
 }
-.kleinkit-figure svg { width: 100%; height: 100%; overflow: visible; }
-.kleinkit-figure path { fill: none; stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
+.kleinkit-figure .plot { position: relative; }
+.kleinkit-figure svg { position: absolute; width: 100%; height: 100%; overflow: visible; }
+.kleinkit-figure path { fill: none; stroke: var(--color, currentColor); stroke-width: 1.5; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
 .kleinkit-figure .frame { stroke-width: 1; opacity: 0.35; }
-.kleinkit-figure .line, .kleinkit-figure .legend .line::before { stroke: var(--kleinkit-accent); border-color: var(--kleinkit-accent); }
-.kleinkit-figure .second, .kleinkit-figure .legend .second::before { stroke: #e08a1e; border-color: #e08a1e; }
-.kleinkit-figure .faint, .kleinkit-figure .legend .faint::before { opacity: 0.45; }
-.kleinkit-figure .dots { stroke: var(--kleinkit-accent); stroke-width: 5; stroke-linecap: round; }
-.kleinkit-figure .bars { stroke: none; fill: var(--kleinkit-accent); }
-.kleinkit-figure .empty { visibility: hidden; }
-`;
+.kleinkit-figure .line, .kleinkit-figure .dots, .kleinkit-figure .bars { --color: var(--kleinkit-accent); }
+.kleinkit-figure .second { --color: #e08a1e; }
+.kleinkit-figure path.faint, .kleinkit-figure .faint::before { opacity: 0.45; }
+.kleinkit-figure path.dots { stroke-width: 5; stroke-linecap: round; }
+.kleinkit-figure path.bars { stroke: none; fill: var(--color); }
+.kleinkit-figure.empty .plot { visibility: hidden; }
+`
 
-document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
+document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }))
 
 function element(tag, className) {
-  return Object.assign(document.createElement(tag), { className });
+  return Object.assign(document.createElement(tag), { className })
 }
 
 /** The path of a series on a field of 100 × 100; a bar spans a step, half to the left and half to the right. */
 function pathOf({ look, points }, [left, right], [low, high]) {
-  const across = (x) => (((x - left) / (right - left || 1)) * 100).toFixed(2);
-  const down = (y) => (100 - ((y - low) / (high - low || 1)) * 100).toFixed(2);
-  let pen = "M";
+  const across = (x) => (((x - left) / (right - left || 1)) * 100).toFixed(2)
+  const down = (y) => (100 - ((y - low) / (high - low || 1)) * 100).toFixed(2)
+  let pen = "M"
   return points
     .map(([x, y]) => {
       if (!Number.isFinite(y)) {
-        pen = "M";
-        return "";
+        pen = "M"
+        return ""
       }
-      if (look === "dots") return `M${across(x)} ${down(y)}h0`;
-      if (look === "bars") return `M${across(x - 0.4)} ${down(low)}V${down(y)}H${across(x + 0.4)}V${down(low)}Z`;
-      const move = `${pen}${across(x)} ${down(y)}`;
-      pen = "L";
-      return move;
+      if (look === "dots") return `M${across(x)} ${down(y)}h0`
+      if (look.startsWith("bars")) return `M${across(x - 0.4)} ${down(low)}V${down(y)}H${across(x + 0.4)}V${down(low)}Z`
+      const move = `${pen}${across(x)} ${down(y)}`
+      pen = "L"
+      return move
     })
-    .join("");
+    .join("")
 }
 
 function tick(value) {
-  return String(Number(value.toPrecision(3)));
+  return String(Number(value.toPrecision(3)))
 }
 
 /**
@@ -77,40 +79,42 @@ function tick(value) {
  * @returns {function} `show(content)`, see above
  */
 export function addFigure(node, name, type) {
-  const root = element("div", "kleinkit-figure");
-  root.tabIndex = 0;
-  root.setAttribute("role", "img");
-  const [head, ticks, ends, legend] = ["head", "ticks", "ends", "legend"].map((part) => element("div", part));
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 100 100");
-  svg.setAttribute("preserveAspectRatio", "none");
-  root.append(head, ticks, svg, ends, legend);
+  const root = element("div", "kleinkit-figure")
+  root.tabIndex = 0
+  root.setAttribute("role", "img")
+  const parts = ["head", "ticks", "plot", "ends", "legend"]
+  const [head, ticks, plot, ends, legend] = parts.map((part) => element("div", part))
+  const svg = document.createElementNS(SVG, "svg")
+  svg.setAttribute("viewBox", "0 0 100 100")
+  svg.setAttribute("preserveAspectRatio", "none")
+  plot.append(svg)
+  root.append(head, ticks, plot, ends, legend)
 
-  const widget = node.addDOMWidget(name, type, root, { serialize: false, getMinHeight: () => HEIGHT + 20 });
+  const widget = node.addDOMWidget(name, type, root, { serialize: false, getMinHeight: () => HEIGHT + 20 })
   // The option keeps it out of prompts, this out of workflows.
-  widget.serialize = false;
+  widget.serialize = false
 
   const texts = (parent, values) =>
-    parent.replaceChildren(...values.map((text) => Object.assign(element("span", ""), { textContent: text })));
+    parent.replaceChildren(...values.map((text) => Object.assign(element("span", ""), { textContent: text })))
 
   return function show({ head: text, label, x, y, ends: endTexts = [], series = [] }) {
-    head.textContent = text;
-    root.setAttribute("aria-label", label);
-    for (const part of [ticks, svg, ends]) part.classList.toggle("empty", !series.length);
-    texts(ticks, series.length ? [y[1], y[0]].map(tick) : []);
-    texts(ends, endTexts);
-    const named = series.filter((one) => one.name);
-    texts(legend, named.map((one) => one.name));
-    named.forEach((one, index) => legend.children[index].classList.add(one.look));
-    const paths = [{ look: "frame", d: "M0 0V100H100" }];
-    for (const one of series) paths.push({ look: one.look, d: pathOf(one, x, y) });
+    head.textContent = text
+    root.setAttribute("aria-label", label)
+    root.classList.toggle("empty", !series.length)
+    texts(ticks, series.length ? [y[1], y[0]].map(tick) : [])
+    texts(ends, endTexts)
+    const named = series.filter(({ name, points }) => name && points.some(([, value]) => Number.isFinite(value)))
+    texts(legend, named.map((one) => one.name))
+    named.forEach((one, index) => (legend.children[index].className = one.look))
+    const paths = [{ look: "frame", d: "M0 0V100H100" }]
+    for (const one of series) paths.push({ look: one.look, d: pathOf(one, x, y) })
     svg.replaceChildren(
       ...paths.map(({ look, d }) => {
-        const path = document.createElementNS(SVG, "path");
-        path.setAttribute("class", look);
-        path.setAttribute("d", d);
-        return path;
+        const path = document.createElementNS(SVG, "path")
+        path.setAttribute("class", look)
+        path.setAttribute("d", d)
+        return path
       }),
-    );
-  };
+    )
+  }
 }
