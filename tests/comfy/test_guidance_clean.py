@@ -1,12 +1,12 @@
-"""A run leaves nothing behind, however it ends."""
+"""Runs leave nothing behind."""
 
 import gc
-from contextlib import contextmanager
 
 import pytest
 import torch
 from kleinkit.nano.inside import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from state import state_of
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.0])
 SKIP = dict(scale=2.0, double_layers="0", single_layers="0", start=0.0, end=1.0, mode="attention", rescale=0.3)
@@ -18,9 +18,6 @@ NODES = (
     ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
     ("KleinKitAdaptiveGuidance", dict(threshold=0.99)),
 )
-
-# The call of the model's first single block, in the first step that is not zero; the negative runs on the base model.
-PASSES = {"cond": 1, "image": 2, "skip": 3}
 
 
 @pytest.fixture(scope="module")
@@ -43,89 +40,6 @@ def prompts():
     return [
         conditioning(embeddings(192, seed)[:, :64], reference_latents=[latent_noise(32, 32, seed=3)]) for seed in (1, 2)
     ]
-
-
-def shape_of(value):
-    """A value's structure down to the identity of its leaves."""
-    if isinstance(value, dict):
-        return {key: shape_of(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [shape_of(item) for item in value]
-    return id(value)
-
-
-def state_of(patcher):
-    names = ("model_options", "patches", "object_patches", "wrappers", "callbacks", "attachments", "injections", "hook_patches")
-    attention = [name for name, _ in patcher.model.named_modules()]
-    return shape_of({name: getattr(patcher, name) for name in names}), attention
-
-
-class Stop(Exception):
-    pass
-
-
-@contextmanager
-def failing(module, call):
-    """The module raises `Stop` at its `call`-th call."""
-    calls = []
-
-    def fail(*_):
-        calls.append(None)
-        if len(calls) == call:
-            raise Stop
-
-    hook = module.register_forward_pre_hook(fail)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def interrupt(step, *_):
-    import comfy.model_management
-
-    if step == 1:
-        raise comfy.model_management.InterruptProcessingException
-
-
-def sample(guider, callback=None):
-    import comfy.samplers
-
-    noise = latent_noise(32, 32)
-    return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), SIGMAS.clone(),
-                         callback=callback, disable_pbar=True, seed=0)
-
-
-@pytest.mark.parametrize("ending", ("whole", "interrupted", *PASSES, "base"))
-def test_nothing_is_left_of_a_run(klein, base, guided, prompts, ending):
-    import comfy.samplers
-    from comfy.model_management import InterruptProcessingException
-
-    def guider():
-        guider = comfy.samplers.CFGGuider(guided)
-        guider.set_conds(*prompts)
-        guider.set_cfg(4.0)
-        return guider
-
-    fresh = sample(guider())
-    patchers, used = (klein, base, guided), guider()
-    before, conds = [state_of(patcher) for patcher in patchers], shape_of(prompts)
-    values = [prompt[0][0].clone() for prompt in prompts]
-    single = klein.model.diffusion_model.single_blocks[0]
-    if ending == "whole":
-        sample(used)
-    elif ending == "interrupted":
-        with pytest.raises(InterruptProcessingException):
-            sample(used, interrupt)
-    else:
-        module = base.model.diffusion_model if ending == "base" else single
-        with failing(module, PASSES.get(ending, 1)), pytest.raises(Stop):
-            sample(used)
-    assert [state_of(patcher) for patcher in patchers] == before
-    assert shape_of(prompts) == conds
-    assert all(torch.equal(prompt[0][0], value) for prompt, value in zip(prompts, values, strict=True))
-    assert used.cfg == 4.0 and set(used.original_conds) == {"positive", "negative"}
-    assert torch.equal(sample(guider()), fresh)
 
 
 def run(model, prompts, cfg=4.0):

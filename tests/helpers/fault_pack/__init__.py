@@ -1,0 +1,112 @@
+"""A custom node pack for tests: one node breaks a model on purpose, the other says what the server holds."""
+
+import gc
+import json
+import os
+import signal
+import threading
+
+import comfy.model_management
+import psutil
+import torch
+from comfy.patcher_extension import WrappersMP
+
+KEY = "kleinkit_test_fault"
+
+
+def fail(*_):
+    raise RuntimeError("broken on purpose")
+
+
+def run_out_of_memory(*_):
+    raise comfy.model_management.OOM_EXCEPTION("out of memory on purpose")
+
+
+def interrupt(*_):
+    # As POST /interrupt: ComfyUI raises at the next operation of the model.
+    comfy.model_management.interrupt_current_processing()
+
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def not_a_number(module, args):
+    return (args[0] * float("nan"), *args[1:])
+
+
+FAULTS = {"error": fail, "out of memory": run_out_of_memory, "interrupt": interrupt, "nan": not_a_number, "kill": kill}
+
+
+def break_pass(model, fault, call, calls=None):
+    """A clone of a Klein in whose `call`-th pass, counted from 1, something happens near the end.
+
+    Args:
+        model: `ModelPatcher`.
+        fault: a key of `FAULTS`, or none.
+        call: which pass; 0 is none.
+        calls: a list to append to, at each pass.
+    """
+    model, calls = model.clone(), [] if calls is None else calls
+
+    def count(executor, *args, **kwargs):
+        calls.append(None)
+        if len(calls) != call:
+            return executor(*args, **kwargs)
+        hook = executor.class_obj.final_layer.register_forward_pre_hook(FAULTS[fault])
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            hook.remove()
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, count)
+    return model
+
+
+class KleinKitTestFault:
+    """Outputs the model with a fault. It is new to every prompt, so that nothing behind it is taken from the cache."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "fault": (["none", *FAULTS],), "call": ("INT", {"default": 0})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, model, fault, call):
+        return (break_pass(model, fault, call),)
+
+
+class KleinKitTestState:
+    """Says what the process holds once the image is there."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image):
+        gc.collect()
+        process = psutil.Process()
+        models = [loaded.model.model for loaded in comfy.model_management.current_loaded_models]
+        modules = [module for model in models for module in model.modules()]
+        state = {
+            "tensors": sum(type(thing) is torch.Tensor for thing in gc.get_objects()),
+            "models": len(models),
+            "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
+            "threads": threading.active_count(),
+            "files": process.num_fds(),
+            "memory": process.memory_info().rss,
+        }
+        return {"ui": {"text": [json.dumps(state)]}}
+
+
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (KleinKitTestFault, KleinKitTestState)}
