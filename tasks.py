@@ -412,6 +412,7 @@ def parse(arguments):
     benchmarks.add_argument("topic", nargs="*", help="which; all by default")
     serve = command("serve", "run ComfyUI with KleinKit until Ctrl-C")
     serve.add_argument("--port", type=int, default=8188, help="default 8188")
+    command("pictures", "make the pictures of the workflows and of the README anew")
     run = commands.add_parser("run")
     run.add_argument("module")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -430,6 +431,8 @@ def run_command(options, rest):
         return run_module("nano.demo", *["--open"] * options.open)
     if options.command == "serve":
         return run_module("nano.demo", "--serve", "--port", options.port)
+    if options.command == "pictures":
+        return run_module("nano.pictures")
     if options.command == "bench":
         return bench(options.topic)
     if options.command == "run":

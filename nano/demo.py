@@ -14,11 +14,10 @@ from pathlib import Path
 
 from . import server as api
 from .build import build
-from .workflow import as_prompt, change, read
+from .workflow import as_prompt, change, for_nano, read
 
 DEMO = Path(__file__).resolve().parent.parent / ".demo"
 FIRST = "klein-first-picture"
-NANO = "flux-2-klein-nano-base.safetensors"
 # A folder of custom nodes that holds nothing but the workflow as this server can run it.
 TEMPLATES = "KleinKitDemo"
 BAR = 30
@@ -51,10 +50,7 @@ def first_picture(klein=None):
     """The workflow that the pack ships, in the editor's format, for the nano family or for an installed Klein."""
     graph = read(FIRST)
     if klein is None:
-        change(graph, "KleinKitLoader", diffusion_model=NANO)
-        change(graph, "EmptyFlux2LatentImage", width=256, height=256)
-        change(graph, "KleinKitSkipLayerGuidance", single_layers="2")
-        return graph
+        return for_nano(graph)
     change(graph, "KleinKitLoader", diffusion_model=klein)
     if not MODEL.search(klein)[1]:
         # Four distilled steps have none to give away, and cfg 1 has nothing to skip layers for.

@@ -6,6 +6,19 @@ from pathlib import Path
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 NOTES = ("MarkdownNote", "Note")
 SEEDS = ("seed", "noise_seed")
+# The nano family beside the official files, and what it was trained on: prompts by the title of their node.
+NANO = {"flux-2-klein-4b.safetensors": "flux-2-klein-nano.safetensors",
+        "flux-2-klein-base-4b.safetensors": "flux-2-klein-nano-base.safetensors"}
+NANO_PIXELS = 128
+NANO_LAYER = "2"
+NANO_PROMPTS = {"Prompt": "a large green circle on the left, on a blue background",
+                "Source prompt": "a large red circle on the left, on a blue background",
+                "Negative prompt": ""}
+
+
+def names():
+    """Names of the workflows that the pack ships."""
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
 def read(name):
@@ -23,12 +36,37 @@ def widgets(node):
     return names
 
 
-def change(graph, kind, **values):
-    """Change widgets of the one node of a type, in place."""
-    [node] = [node for node in graph["nodes"] if node["type"] == kind]
+def put(node, **values):
+    """Change what a node's widgets hold, in place."""
     names = widgets(node)
     for name, value in values.items():
         node["widgets_values"][names.index(name)] = value
+
+
+def nodes(graph, *kinds):
+    """The nodes of some types."""
+    return [node for node in graph["nodes"] if node["type"] in kinds]
+
+
+def change(graph, kind, **values):
+    """Change widgets of the one node of a type, in place."""
+    [node] = nodes(graph, kind)
+    put(node, **values)
+
+
+def for_nano(graph):
+    """Have a workflow of the pack run on the nano family, in place: other files, size, prompts and layers, no more."""
+    for node in graph["nodes"]:
+        match node["type"]:
+            case "KleinKitLoader":
+                put(node, diffusion_model=NANO[node["widgets_values"][0]])
+            case "EmptyFlux2LatentImage":
+                put(node, width=NANO_PIXELS, height=NANO_PIXELS)
+            case "CLIPTextEncode":
+                put(node, text=NANO_PROMPTS[node["title"]])
+            case "KleinKitSkipLayerGuidance":
+                put(node, single_layers=NANO_LAYER)
+    return graph
 
 
 def as_prompt(graph):

@@ -45,5 +45,5 @@ def test_both_times_the_sampler_ran(runs):
 
 def test_picture_has_the_size_of_the_latent_and_is_not_flat(runs):
     picture = runs[0][0]
-    assert picture.shape == (256, 256, 3)
+    assert picture.shape == (128, 128, 3)
     assert picture.std() > 5
