@@ -348,9 +348,9 @@ def attend(command, variables):
         raise
 
 
-def run_module(module, *arguments):
+def run_module(module, *arguments, tests=False):
     """Run `main` of one of the pack's modules that need no ComfyUI to be imported, in the environment."""
-    _, python, variables = ready()
+    _, python, variables = ready(tests)
     return attend([python, ROOT / "tasks.py", "run", module, *map(str, arguments)], variables)
 
 
@@ -412,6 +412,10 @@ def parse(arguments):
     benchmarks.add_argument("topic", nargs="*", help="which; all by default")
     serve = command("serve", "run ComfyUI with KleinKit until Ctrl-C")
     serve.add_argument("--port", type=int, default=8188, help="default 8188")
+    family = command("nano", "train the tiny Klein family from nothing, or measure it")
+    family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
+    family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
+    family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
     command("pictures", "make the pictures of the workflows and of the README anew")
     run = commands.add_parser("run")
     run.add_argument("module")
@@ -431,6 +435,11 @@ def run_command(options, rest):
         return run_module("nano.demo", *["--open"] * options.open)
     if options.command == "serve":
         return run_module("nano.demo", "--serve", "--port", options.port)
+    if options.command == "nano":
+        if not options.train and not options.study:
+            sys.exit("Expected --train, --study or both.")
+        return run_module("nano.study", *["--train"] * options.train, *["--study"] * options.study,
+                          "--prompts", options.prompts, tests=True)
     if options.command == "pictures":
         return run_module("nano.pictures")
     if options.command == "bench":
