@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import guidance, loader, routes, scheduler, study
+from . import guidance, loader, probe, routes, scheduler, study
 
 
 class KleinKit(ComfyExtension):
@@ -10,7 +10,7 @@ class KleinKit(ComfyExtension):
         routes.add()
 
     async def get_node_list(self):
-        return [*loader.NODES, *scheduler.NODES, *guidance.NODES, *study.NODES]
+        return [*loader.NODES, *scheduler.NODES, *guidance.NODES, *probe.NODES, *study.NODES]
 
 
 async def comfy_entrypoint():

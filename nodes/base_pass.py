@@ -56,6 +56,8 @@ def calc_cond_batch_with_base(executor, model, conds, x, timestep, model_options
     transformer_options = options.setdefault("transformer_options", {})
     transformer_options["sample_sigmas"] = model_options["transformer_options"]["sample_sigmas"]
     merge_nested_dicts(transformer_options.setdefault("wrappers", {}), base.wrappers, copy_dict1=False)
+    if run is not None and run.watch is not None:
+        options["transformer_options"] = run.watch.counting(transformer_options)
     # Hooks of a conditioning are registered on the model they were made for, not on the base.
     negative = [{key: value for key, value in cond.items() if key != "hooks"} for cond in conds[index]]
     out = list(executor(model, [None if i == index else cond for i, cond in enumerate(conds)], x, timestep, model_options))

@@ -14,6 +14,7 @@ from ..guidance.plan import plan, plan_step, step_index
 from ..guidance.rule import ADAPTIVE, COMBINE, DISTILLED, NEGATIVE, PASSES, SCHEDULE, Step, Velocities
 from ..guidance.skip_layer import SkipLayer
 from .skip_pass import block_counts, capture_entry, entry_is_certain, skip_options
+from .watch import PROBES, Watch
 
 RULES = "kleinkit_rules"
 RUN = "kleinkit_run"
@@ -29,6 +30,7 @@ class Run:
         sigmas: of the run.
         hooks: how many post-CFG functions there are before the sampler adds its own.
         own_scales: whether the guider has other scales than cfg.
+        watch: what records the run for a probe, or None.
         step, index, model_options: of the model call in progress, and the index of the one before.
         observed: what rules observed, scalars on the device, by node.
         entry: what `capture_entry` keeps for the skip pass.
@@ -40,6 +42,7 @@ class Run:
     sigmas: list
     hooks: int
     own_scales: bool
+    watch: Watch | None = None
     step: Step | None = None
     index: int | None = None
     model_options: dict | None = None
@@ -67,9 +70,9 @@ class Run:
         broken = [name for name in self.finite if not next(values)]
         self.finite.clear()
         if RESULT in broken:
+            nodes = ", ".join(rule.node for rule in self.model_options.get(RULES, ()))
             self.warn(f"NaN or infinity {source(broken)} step {self.step.index + 1} of {self.step.steps}, at sigma "
-                      f"{self.step.sigma:.4g}; expect a black picture. The guidance is "
-                      f"{', '.join(rule.node for rule in self.model_options[RULES])}.", topic="NaN")
+                      f"{self.step.sigma:.4g}; expect a black picture. The guidance is {nodes or 'plain CFG'}.", topic="NaN")
         return floats, observed
 
 
@@ -86,7 +89,7 @@ def finite(tensor):
 
 
 def with_rule(model, rule):
-    """A clone of the model that carries one more rule, and the hooks that run the rules.
+    """A clone of the model that carries one more rule.
 
     Args:
         model: ComfyUI's `ModelPatcher`.
@@ -96,14 +99,40 @@ def with_rule(model, rule):
     Raises:
         ValueError: not a flow matching model, or a rule that the ones before exclude.
     """
+    rules, replaced = stack.add(model.model_options.get(RULES, ()), rule)
+    model = with_hooks(model)
+    if replaced:
+        logging.info("KleinKit: the model passes %s twice, the later one counts.", rule.node)
+    model.model_options[RULES] = rules
+    return model
+
+
+def with_probe(model, probe):
+    """A clone of the model whose runs `probe` records.
+
+    Args:
+        model: ComfyUI's `ModelPatcher`.
+        probe: a `watch.Probe`.
+    Returns:
+        The clone.
+    Raises:
+        ValueError: not a flow matching model.
+    """
+    model = with_hooks(model)
+    model.model_options[PROBES] = (*model.model_options.get(PROBES, ()), probe)
+    return model
+
+
+def with_hooks(model):
+    """A clone of the model with the hooks that run rules and probes.
+
+    Raises:
+        ValueError: not a flow matching model.
+    """
     if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise ValueError(f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got "
                          f"{type(model.model).__name__}, which is none.")
-    rules, replaced = stack.add(model.model_options.get(RULES, ()), rule)
-    if replaced:
-        logging.info("KleinKit: the model passes %s twice, the later one counts.", rule.node)
     model = model.clone()
-    model.model_options[RULES] = rules
     for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, hook)
@@ -116,23 +145,28 @@ def run_of(model_options):
     return model_options.get("transformer_options", {}).get(RUN)
 
 
-def sample(executor, guider, sigmas, extra_args, *args, **kwargs):
+def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
     """Begin a run, and say at its end what really ran."""
     options = extra_args["model_options"]
     rules = options.get(RULES, ())
     run = Run(sigmas.float().tolist(), len(options["sampler_post_cfg_function"]), has_own_scales(guider))
     for sentence in conflicts(rules, guider, options, run.sigmas):
         run.warn(sentence)
-    options["transformer_options"] = {**options.get("transformer_options", {}), RUN: run}
+    transformer_options = {**options.get("transformer_options", {}), RUN: run}
+    if options.get(PROBES):
+        run.watch = Watch(options[PROBES], run.sigmas, noise.shape, rules)
+        transformer_options = run.watch.counting(transformer_options)
+    options["transformer_options"] = transformer_options
     try:
-        samples = executor(guider, sigmas, extra_args, *args, **kwargs)
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         run.read()
         return samples
     finally:
         options["transformer_options"].pop(RUN, None)
-        ran = ", ".join(f"{name} {count}" for name, count in run.calls.items() if count)
-        logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, sum(run.calls.values()),
-                     ran or "none", ", ".join(rule.node for rule in rules))
+        if rules:
+            ran = ", ".join(f"{name} {count}" for name, count in run.calls.items() if count)
+            logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, sum(run.calls.values()),
+                         ran or "none", ", ".join(rule.node for rule in rules))
 
 
 def conflicts(rules, guider, model_options, sigmas):
@@ -158,6 +192,17 @@ def has_own_scales(guider):
 
 
 def predict_noise(executor, x, timestep, model_options, seed=None):
+    """One model call, recorded where a probe asks for it."""
+    run = run_of(model_options)
+    if run is None or run.watch is None:
+        return predict(executor, x, timestep, model_options, seed)
+    run.watch.begin()
+    denoised = predict(executor, x, timestep, model_options, seed)
+    run.watch.end(x, timestep, denoised)
+    return denoised
+
+
+def predict(executor, x, timestep, model_options, seed):
     """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
     run, guider = run_of(model_options), executor.class_obj
     rules = model_options.get(RULES, ())
@@ -206,14 +251,22 @@ def predict_noise(executor, x, timestep, model_options, seed=None):
 def guide(args):
     """Apply the rules to the predictions of a step, as a difference to what the sampler made of them."""
     run, rules = run_of(args["model_options"]), args["model_options"].get(RULES, ())
-    if run is None or run.step is None:
+    if run is None:
         return args["denoised"]
     step, x = run.step, args["input"]
-    if step.passes == ("uncond",):
+    negative_only = step is not None and step.passes == ("uncond",)
+    ran_uncond = args["uncond"] is not None
+    # Another pack may have changed the scale after the plan: what the sampler used is what counts.
+    used = 0.0 if negative_only else float(args["cond_scale"]) if ran_uncond else 1.0
+    if run.watch is not None:
+        cond, uncond = args["cond_denoised"], args["uncond_denoised"] if ran_uncond else None
+        run.watch.see(used, *((None, cond) if negative_only else (cond, uncond)))
+    if step is None:
+        return args["denoised"]
+    if negative_only:
         run.calls["uncond"] += 1
         run.finite["uncond"] = finite(args["cond_denoised"])
         return args["denoised"]
-    ran_uncond = args["uncond"] is not None
     run.calls["cond"] += 1
     run.calls["uncond"] += ran_uncond
 
@@ -228,8 +281,6 @@ def guide(args):
         skip=velocity(skip_pass(args, run, rules)) if "skip" in step.passes else None,
     )
     run.finite |= {name: finite(v) for name in PASSES if (v := getattr(velocities, name)) is not None}
-    # Another pack may have changed the scale after the plan: what the sampler used is what counts.
-    used = float(args["cond_scale"]) if ran_uncond else 1.0
     if not math.isclose(used, step.cfg) and not run.own_scales:
         run.warn(f"another node changed cfg to {used:g} behind KleinKit's nodes, which follow it.")
     step = replace(step, cfg=used)

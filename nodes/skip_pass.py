@@ -11,6 +11,13 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 STATES = ("img", "txt")
 
 
+def blocks_of(model):
+    """The blocks of a model by kind, in the order in which it runs them; none of a model that is built otherwise."""
+    transformer = model.diffusion_model
+    return {"double_block": getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None) or (),
+            "single_block": getattr(transformer, "single_blocks", None) or ()}
+
+
 def block_counts(model):
     """How many blocks of each kind a model has, in the order in which it runs them.
 
@@ -21,12 +28,11 @@ def block_counts(model):
     Raises:
         ValueError: the model is not built of such blocks.
     """
-    transformer = model.diffusion_model
-    double = getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None)
-    if not double:
+    counts = {kind: len(blocks) for kind, blocks in blocks_of(model).items()}
+    if not counts["double_block"]:
         raise ValueError(f"Expected `model` to be made of double and single blocks, as FLUX.2 [klein] is, but got "
                          f"{type(model).__name__}.")
-    return {"double_block": len(double), "single_block": len(getattr(transformer, "single_blocks", None) or ())}
+    return counts
 
 
 def entry_is_certain(conds, model_options):
