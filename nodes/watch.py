@@ -43,8 +43,8 @@ class Probe:
         client = getattr(server, "client_id", None)
         if client is not None and self.node is not None:
             number = sum(one.prompt == run.prompt for one in self.runs)
-            server.send_sync(EVENT, {"node": self.node, "run": number, "call": len(run.calls), "steps": len(run.sigmas) - 1,
-                                     **call}, client)
+            server.send_sync(EVENT, {"node": self.node, "prompt_id": run.prompt, "run": number, "call": len(run.calls),
+                                     "steps": len(run.sigmas) - 1, **call}, client)
 
 
 class Watch:
