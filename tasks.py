@@ -298,6 +298,18 @@ def install(python, what, *requirements):
     stamp.write_text(wanted, "utf-8")
 
 
+def install_chromium():
+    """Install Debian's Chromium, in which the editor is tested, where that can be done without asking."""
+    if shutil.which("chromium") or not shutil.which("apt-get") or os.geteuid():
+        return
+    try:
+        for what, *command in (("Updating Debian's list of packages", "update"),
+                               ("Installing Chromium", "install", "--yes", "--no-install-recommends", "chromium")):
+            step(what, ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *command])
+    except SystemExit as error:
+        say(f"{error} Without it, the tests in tests/browser fail.")
+
+
 def ready(tests=False, version=None):
     """Set up what is missing.
 
@@ -323,6 +335,7 @@ def ready(tests=False, version=None):
             python = environment(".venv-linked", based_on=python)
         if tests:
             install(python, "what the tests need", TEST_REQUIREMENTS)
+            install_chromium()
     variables = {"COMFYUI_PATH": str(comfyui)}
     if not ours:
         # What that installation has compiled is read, and nothing is added.
@@ -393,7 +406,7 @@ def bench(topics):
     unknown = sorted(set(topics) - set(known))
     if unknown:
         sys.exit(f"Expected topics of {', '.join(known) or 'none yet'}, but got {', '.join(unknown)}.")
-    return max((run_module(f"benchmarks.{topic}") for topic in topics or known), default=0)
+    return max((run_module(f"benchmarks.{topic}", tests=True) for topic in topics or known), default=0)
 
 
 def parse(arguments):

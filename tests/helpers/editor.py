@@ -1,0 +1,52 @@
+"""What a user does to a node in the editor, in the renderer that is on."""
+
+
+def in_vue(page):
+    return page.evaluate("LiteGraph.vueNodesMode")
+
+
+def body(page, node):
+    """The node in Nodes 2.0."""
+    return page.locator(f'[data-node-id="{node}"]')
+
+
+def click_widget(page, node, name):
+    """Click the middle of a widget in the classic renderer."""
+    x, y = page.evaluate("""async ([id, name]) => {
+        const { canvas } = app, node = app.graph.getNodeById(id)
+        const widget = () => node.widgets.find((widget) => widget.name === name)
+        // A widget has its place once it has been drawn.
+        while (widget()?.last_y === undefined && !widget()?.y) await new Promise(requestAnimationFrame)
+        const [x, y] = canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget().y + 10])
+        const { left, top } = canvas.canvas.getBoundingClientRect()
+        return [x + left, y + top]
+    }""", [node, name])
+    page.mouse.click(x, y)
+
+
+def enter(page, node, name, value):
+    """Type a number or a text into a widget."""
+    if in_vue(page):
+        field = body(page, node).get_by_label(name, exact=True)
+        field = field.get_by_role("spinbutton").or_(field.and_(page.get_by_role("textbox"))).first
+    else:
+        click_widget(page, node, name)
+        field = page.locator(".graphdialog .value")
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def choose(page, node, name, value):
+    """Choose in a list."""
+    if in_vue(page):
+        body(page, node).get_by_role("combobox", name=name, exact=True).click()
+        page.get_by_role("option", name=value, exact=True).click()
+    else:
+        click_widget(page, node, name)
+        page.locator(".litemenu-entry").get_by_text(value, exact=True).click()
+
+
+def values(page, node):
+    """`{widget: value}` of what a workflow keeps."""
+    return page.evaluate("""(id) => Object.fromEntries(app.graph.getNodeById(id).widgets
+        .filter((widget) => widget.serialize !== false).map((widget) => [widget.name, widget.value]))""", node)
