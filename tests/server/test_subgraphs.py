@@ -1,0 +1,60 @@
+"""The subgraph blueprints that the pack ships: ComfyUI offers them, and what is inside runs on the nano family."""
+
+import json
+
+import pytest
+from kleinkit.nano import server as api
+from kleinkit.nano.workflow import WORKFLOWS, as_prompt, for_nano
+
+BLUEPRINTS = sorted(WORKFLOWS.parent.glob("subgraphs/*.json"))
+# The node ids that a subgraph's own inputs and outputs have in its links.
+INPUTS, OUTPUTS = -10, -20
+
+every_blueprint = pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+
+
+def parts(path):
+    """The node that stands for a blueprint's subgraph, and the subgraph."""
+    graph = json.loads(path.read_text("utf-8"))
+    [node], [subgraph] = graph["nodes"], graph["definitions"]["subgraphs"]
+    return node, subgraph
+
+
+def expanded(subgraph):
+    """The inner graph as a workflow, and the one link to an output. What would come from outside, the widgets hold."""
+    links = [[link[key] for key in ("id", "origin_id", "origin_slot")] for link in subgraph["links"]
+             if link["origin_id"] != INPUTS]
+    inside = {link for link, *_ in links}
+    for node in subgraph["nodes"]:
+        for entry in node["inputs"]:
+            entry["link"] = entry["link"] if entry["link"] in inside else None
+    [output] = [link for link in subgraph["links"] if link["target_id"] == OUTPUTS]
+    return {"nodes": subgraph["nodes"], "links": links}, output
+
+
+def test_the_server_lists_them(server):
+    ours = [entry["name"] for entry in api.get(server, "/global_subgraphs").values()
+            if entry["info"]["node_pack"] == f"custom_nodes.{api.PACK}"]
+    assert sorted(ours) == [path.stem for path in BLUEPRINTS] != []
+
+
+@every_blueprint
+def test_the_node_shows_the_subgraphs_inputs_and_outputs(path):
+    node, subgraph = parts(path)
+    assert node["type"] == subgraph["id"]
+    for slots in ("inputs", "outputs"):
+        assert [(slot["name"], slot["type"]) for slot in node[slots]] == \
+               [(slot["name"], slot["type"]) for slot in subgraph[slots]]
+
+
+@every_blueprint
+def test_runs(server, path):
+    graph, output = expanded(parts(path)[1])
+    prompt = as_prompt(for_nano(graph))
+    [sigmas] = [node for node in prompt.values() if node["class_type"] == "KleinKitScheduler"]
+    sigmas["inputs"]["steps"] = 2
+    prompt["save"] = {"class_type": "SaveImage", "inputs": {
+        "filename_prefix": "subgraph", "images": [str(output["origin_id"]), output["origin_slot"]]}}
+    outcome = api.queue(server, prompt)
+    assert outcome.error is None, api.sentences(outcome.error)
+    assert len(api.pictures(server, outcome)) == 1
