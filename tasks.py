@@ -331,6 +331,7 @@ def ready(tests=False, version=None):
             if version:
                 python = environment(f".venv-{version}", based_on=python)
             install(python, "what ComfyUI needs", *TORCH, comfyui / "requirements.txt")
+            install(python, "what KleinKit needs", ROOT / "requirements.txt")
         elif tests:
             python = environment(".venv-linked", based_on=python)
         if tests:

@@ -9,6 +9,8 @@ const SERIES = [
   { key: "norm_ratio", look: "line", name: "‖v‖/‖v_c‖" },
 ]
 
+const WIDTH = 320
+
 const draws = new WeakMap()
 
 /** The node of an id; "12:5" is node 5 in the subgraph of node 12. */
@@ -53,6 +55,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "KleinKitProbe") return
     const show = addFigure(node, "run", "KLEINKIT_RUN")
+    node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
     let calls = []
     let frame
     show({ head: "A run is drawn here while it goes.", label: "No run yet." })

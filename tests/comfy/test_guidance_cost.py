@@ -181,3 +181,9 @@ EVERY_RULE = (
 def test_at_most_one_host_synchronisation_a_step(klein, run_node):
     model = with_nodes(run_node, klein, *EVERY_RULE)
     assert host_reads(model, 4.0, 6) - host_reads(model, 4.0, 2) == 4
+
+
+@pytest.mark.parametrize("nodes, reads", [((), 1), (EVERY_RULE, 2)], ids=("plain", "every rule"))
+def test_a_probe_adds_one_host_synchronisation_a_step(klein, run_node, nodes, reads):
+    model = with_nodes(run_node, klein, *nodes, ("KleinKitProbe", {}))
+    assert host_reads(model, 4.0, 3) - host_reads(model, 4.0, 1) == 2 * reads
