@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
 from ..scheduler.checks import expected, number, one_of, steps_in_range
 from .rule import SCHEDULE, Rule
 
@@ -114,7 +112,9 @@ class Curve:
     def cfg(self, step):
         last = len(self.scales) - 1
         position = step.index * last / (step.steps - 1) if step.steps > 1 else 0.0
-        return float(np.interp(position, range(last + 1), self.scales))
+        before = int(position)
+        low, high = self.scales[before], self.scales[min(before + 1, last)]
+        return low + (high - low) * (position - before)
 
 
 SCHEDULES = {"constant": Constant, "interval": Interval, "skip": Skip, "diminishing": Diminishing, "curve": Curve.parse}

@@ -7,6 +7,8 @@ from .cfg import CFG, choose_schedule
 from .plan import plan
 
 SETTINGS = "schedule", "unguided", "cfg", "sigmas"
+# The server waits while a plan is made, step by step.
+MOST_STEPS = 1000
 
 
 def preview(settings):
@@ -31,6 +33,8 @@ def preview(settings):
         raise expected("sigmas", "an object of settings", of_sigmas)
     rule = CFG(choose_schedule(settings.get("schedule", "constant"), **inputs), settings.get("unguided", "conditional"))
     sigmas = preview_sigmas(of_sigmas)["sigmas"]
+    if len(sigmas) > MOST_STEPS + 1:
+        raise expected("steps", f"at most {MOST_STEPS} in a preview of guidance", len(sigmas) - 1)
     steps = plan((rule,), sigmas, cfg)
     passes = [len(step.passes) for step in steps]
     return {

@@ -14,6 +14,7 @@ from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.image import ImageCFG
 from kleinkit.guidance.plan import plan, plan_step, step_index
 from kleinkit.guidance.renorm import Renorm
+from kleinkit.guidance.rule import Step
 from kleinkit.guidance.skip_layer import SkipLayer, parse_layers
 from kleinkit.guidance.zero_star import CFGZeroStar
 from kleinkit.scheduler.schedule import Schedule, make
@@ -72,6 +73,22 @@ class TestSchedules:
         assert [step.cfg for step in steps] == pytest.approx(np.interp(np.linspace(0, 2, 9), range(3), (5.0, 3.0, 0.0)))
         assert steps[-1].passes == ("uncond",)
         assert [step.cfg for step in plan((CFG(Curve((2.0, 3.0))),), sigmas(1), 7.0)] == [2.0]
+
+    def test_a_step_of_a_curve_reads_two_scales_however_many_there_are(self):
+        reads = []
+
+        class Scales(tuple):
+            def __getitem__(self, index):
+                reads.append(index)
+                return super().__getitem__(index)
+
+            def __iter__(self):
+                reads.extend(range(len(self)))
+                return super().__iter__()
+
+        curve = Curve(Scales(range(100)))
+        reads.clear()
+        assert curve.cfg(Step(3, 4, 0.5, 7.0)) == 99.0 and len(reads) == 2
 
     def test_unguided_steps_are_the_positive_or_the_negative(self):
         for unguided, passes in (("conditional", ("cond",)), ("unconditional", ("uncond",))):
