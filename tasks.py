@@ -455,7 +455,7 @@ def run_command(options, rest):
         return run_module("nano.study", *["--train"] * options.train, *["--study"] * options.study,
                           "--prompts", options.prompts, tests=True)
     if options.command == "pictures":
-        return run_module("nano.pictures")
+        return run_module("nano.pictures", tests=True)
     if options.command == "bench":
         return bench(options.topic)
     if options.command == "run":

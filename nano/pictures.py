@@ -6,17 +6,21 @@ from pathlib import Path
 from PIL import Image
 
 from . import server as api
-from .demo import show_progress, with_comfyui
+from .demo import FIRST, show_progress, with_comfyui
+from .editor import chromium, open_editor
 from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
 
 ASSETS = WORKFLOWS.parent / "assets"
-# Of a thumbnail at most.
-WIDTH, HEIGHT = 768, 512
-MOST_BYTES = 60_000
+# What the README shows of a workflow, besides the first in the editor: its last picture.
+SHOWN = {"klein-guidance-study": "guidance-study", "klein-probe-and-report": "report"}
+# Of a thumbnail, and of a picture of the README.
+THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
+PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
+EDITOR = (1800, 760)
 
 
 def for_installed(graph, server):
-    """The workflow as it is where its model is installed, else for the nano family."""
+    """A workflow as it is where its model is installed, else for the nano family."""
     [loader] = nodes(graph, "KleinKitLoader")
     installed = loader["widgets_values"][0] in api.get(server, "/models/diffusion_models")
     return graph if installed else for_nano(graph)
@@ -24,37 +28,68 @@ def for_installed(graph, server):
 
 def run(server, name):
     """Run a workflow; the pictures that it saves and shows, in the order of its nodes."""
+    print(name)
     prompt = as_prompt(for_installed(read(name), server))
     outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
+    print()
     if outcome.error:
         raise RuntimeError(f"{name}: " + "\n".join(api.sentences(outcome.error)))
     ordered = dict(sorted(outcome.outputs.items(), key=lambda item: int(item[0])))
     return [Image.open(path).convert("RGB") for path in api.pictures(server, outcome._replace(outputs=ordered))]
 
 
-def thumbnail(pictures):
-    """Pictures side by side, as large as a thumbnail may be."""
-    # Cells of the nano family stay sharp.
-    same = [picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT),
-                           Image.Resampling.NEAREST if picture.height < HEIGHT else Image.Resampling.LANCZOS)
+def side_by_side(pictures):
+    """Pictures in a row, all as high as a thumbnail."""
+    height = THUMBNAIL[1]
+    # The cells of nano's pictures stay sharp.
+    same = [picture.resize((round(picture.width * height / picture.height), height),
+                           Image.Resampling.NEAREST if picture.height < height else Image.Resampling.LANCZOS)
             for picture in pictures]
-    row = Image.new("RGB", (sum(picture.width for picture in same), HEIGHT))
-    for i, picture in enumerate(same):
-        row.paste(picture, (sum(before.width for before in same[:i]), 0))
-    scale = min(1, WIDTH / row.width)
-    return row.resize((round(row.width * scale), round(HEIGHT * scale)), Image.Resampling.LANCZOS)
+    row, x = Image.new("RGB", (sum(picture.width for picture in same), height)), 0
+    for picture in same:
+        row.paste(picture, (x, 0))
+        x += picture.width
+    return row
 
 
-def save(picture, path):
-    """Save a JPEG as good as `MOST_BYTES` allow."""
-    for quality in range(90, 0, -10):
+def save(picture, path, size, most_bytes):
+    """Save a JPEG, no larger than `size`, as good as `most_bytes` allow."""
+    picture.thumbnail(size)
+    for quality in range(90, 0, -5):
         picture.save(path, quality=quality, optimize=True)
-        if path.stat().st_size <= MOST_BYTES:
-            break
+        if path.stat().st_size <= most_bytes:
+            return
+
+
+def screenshot(server, name):
+    """The editor with a workflow that has run in it."""
+    with chromium() as browser, tempfile.TemporaryDirectory() as folder:
+        page, _ = open_editor(browser, server, width=EDITOR[0], height=EDITOR[1])
+        page.evaluate("graph => app.loadGraphData(graph)", for_installed(read(name), server))
+        # Beside and below the editor's bars.
+        page.evaluate("""async ([width, height]) => {
+            const rects = app.graph.nodes.map((node) => node.getBounding()), { ds } = app.canvas
+            const [left, top] = [0, 1].map((i) => Math.min(...rects.map((rect) => rect[i])))
+            const [right, bottom] = [0, 1].map((i) => Math.max(...rects.map((rect) => rect[i] + rect[i + 2])))
+            ds.scale = Math.min((width - 90) / (right - left), (height - 130) / (bottom - top))
+            ds.offset = [70 / ds.scale - left, 110 / ds.scale - top]
+            const ended = new Promise((resolve) => app.api.addEventListener("execution_success", resolve))
+            await app.queuePrompt(0)
+            await ended
+        }""", EDITOR)
+        page.wait_for_function("app.graph.nodes.some((node) => node.type === 'SaveImage' && node.imgs?.length)")
+        page.get_by_text("Job completed").wait_for(state="hidden")
+        path = Path(folder, "editor.png")
+        page.screenshot(path=path)
+        return Image.open(path).convert("RGB")
 
 
 def main(arguments):
     with (tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
           with_comfyui(Path(base)) as server):
         for name in names():
-            save(thumbnail(run(server, name)), WORKFLOWS / f"{name}.jpg")
+            pictures = run(server, name)
+            save(side_by_side(pictures), WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
+            if name in SHOWN:
+                save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)
+        save(screenshot(server, FIRST), ASSETS / f"{FIRST}.jpg", EDITOR, PICTURE_BYTES)
