@@ -180,6 +180,8 @@ function preview(node, [path, settingsOf, figure]) {
   let asked, busy
 
   async function look(again) {
+    // A node that has left its graph, as into a subgraph, has no neighbours to ask.
+    if (!node.graph) return
     const wanted = settingsOf(node)
     const text = JSON.stringify(wanted)
     // One question at a time: what changes meanwhile is asked at once afterwards.
