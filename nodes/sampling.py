@@ -174,7 +174,7 @@ def conflicts(rules, guider, model_options, sigmas):
     nodes = {rule.order: rule.node for rule in rules}
     if DISTILLED in nodes:
         others = [rule for rule in rules if rule.order != DISTILLED]
-        asked = max((step.cfg for step in plan(others, sigmas, guider.cfg)), default=0.0)
+        asked = max((step.cfg for step in plan(others, sigmas, scale_of(guider))), default=0.0)
         if asked > 1.0:
             yield (f"cfg {asked:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of KleinKitLoader "
                    "to `allow`.")
@@ -189,6 +189,11 @@ def conflicts(rules, guider, model_options, sigmas):
 
 def has_own_scales(guider):
     return type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise
+
+
+def scale_of(guider):
+    """A guider's cfg; 1 where it is no number, as in KJNodes' ScheduledCFGGuidance, whose cfg can be a list."""
+    return guider.cfg if isinstance(guider.cfg, (int, float)) else 1.0
 
 
 def predict_noise(executor, x, timestep, model_options, seed=None):
@@ -211,7 +216,7 @@ def predict(executor, x, timestep, model_options, seed):
 
     (sigma,), observed = run.read(timestep.flatten()[0])
     run.index = step_index(sigma, run.sigmas, run.index)
-    step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, guider.cfg, observed)
+    step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, scale_of(guider), observed)
     run.step, run.model_options = step, model_options
     run.entry.clear()
     if step.zero:
@@ -233,13 +238,13 @@ def predict(executor, x, timestep, model_options, seed):
     if "uncond" in step.passes and step.cfg == 1.0:
         options = {**options, "disable_cfg1_optimization": True}
 
-    cfg = guider.cfg
+    cfg, negative_only = guider.cfg, step.passes == ("uncond",)
     try:
-        guider.cfg = step.cfg
-        if step.passes == ("uncond",):
-            # The negative takes the positive's place: one pass, and every other hook sees a run at cfg 1.
+        # The negative alone takes the positive's place: one pass, and every other hook sees a run at cfg 1.
+        if negative_only:
             guider.conds = {**conds, "positive": conds["negative"]}
-            guider.cfg = 1.0
+        if scale_of(guider) == cfg:
+            guider.cfg = 1.0 if negative_only else step.cfg
         denoised = executor(x, timestep, options, seed)
         run.finite |= {LATENT: finite(x), RESULT: finite(denoised)}
         return denoised

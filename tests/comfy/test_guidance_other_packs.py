@@ -37,39 +37,77 @@ def hooked(model, kind, hook):
     return model
 
 
-def darker_negative(args):
-    """As a pre-CFG hook of another pack: a change of the negative before the combination."""
-    cond, uncond = args["conds_out"]
-    return [cond, uncond * 0.9]
+def inner(one, other):
+    return (one * other).sum((1, 2, 3), keepdim=True)
 
 
-def brighter(args):
-    """As a post-CFG hook of another pack: something on top of the combination."""
-    return args["denoised"] + 0.1 * args["cond_denoised"]
+def ppm_tangential_damping(args):
+    """As ComfyUI-ppm's pre-CFG hook: the negative without a part of what it has in common with the positive."""
+    x, (cond, uncond) = args["input"], args["conds_out"]
+    v_cond, v_uncond = x - cond, x - uncond
+    return [cond, uncond + 0.3 * inner(v_cond, v_uncond) / inner(v_cond, v_cond) * v_cond]
 
 
-def twice_the_guidance(args):
-    """As a `sampler_cfg_function` of another pack: its own combination."""
-    return args["uncond"] + 2.0 * args["cond_scale"] * (args["cond"] - args["uncond"])
+def kjnodes_cfg_zero_star(args):
+    """As KJNodes' CFG-Zero*, which takes ComfyUI's one place for a combination of one's own."""
+    cond, uncond = args["cond"], args["uncond"]
+    scaled = uncond * inner(cond, uncond) / inner(uncond, uncond)
+    return scaled + args["cond_scale"] * (cond - scaled)
+
+
+def sd_perturbed_attention(args):
+    """As sd-perturbed-attention's post-CFG hook: a pass of its own with a block's attention perturbed, on top."""
+    import comfy.model_patcher
+    import comfy.samplers
+
+    def perturbed(block, extra):
+        options = {**block["transformer_options"], "optimized_attention_override": values}
+        return extra["original_block"]({**block, "transformer_options": options})
+
+    def values(attention, q, k, v, heads, *_, **__):
+        return v.transpose(1, 2).flatten(2)
+
+    options = comfy.model_patcher.set_model_options_patch_replace(
+        args["model_options"].copy(), perturbed, "dit", "single_block", 1)  # fmt: skip
+    (worse,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
+    return args["denoised"] + 1.5 * (args["cond_denoised"] - worse)
+
+
+def ppm_cfg_limiter(args):
+    """As ComfyUI-ppm's CFGLimiter where it does not guide."""
+    return args["cond_denoised"]
 
 
 @pytest.mark.parametrize("node", (RENORM, ZERO_STAR, SLERP, SKIP), ids=lambda node: node[0])
 class TestBothTakeEffect:
     def test_a_pre_cfg_hook(self, klein, run_node, node):
-        theirs = hooked(klein, "pre_cfg", darker_negative)
+        theirs = hooked(klein, "pre_cfg", ppm_tangential_damping)
         both, ours = run(with_nodes(run_node, theirs, node)), run(with_nodes(run_node, klein, node))
         assert not torch.allclose(both, ours, atol=1e-3) and not torch.allclose(both, run(theirs), atol=1e-3)
         # The rules see what the hook made: the same as if the model had said it.
-        after = hooked(with_nodes(run_node, klein, node), "pre_cfg", darker_negative)
+        after = hooked(with_nodes(run_node, klein, node), "pre_cfg", ppm_tangential_damping)
         assert torch.equal(both, run(after))
 
-    @pytest.mark.parametrize("kind, hook", (("post_cfg", brighter), ("cfg", twice_the_guidance)))
+    @pytest.mark.parametrize("kind, hook", (("post_cfg", sd_perturbed_attention), ("cfg", kjnodes_cfg_zero_star)))
     def test_a_hook_of_the_combination(self, klein, run_node, node, kind, hook):
         theirs, ours = hooked(klein, kind, hook), with_nodes(run_node, klein, node)
         change = run(ours) - run(klein)
-        assert change.abs().max() > 1e-3
+        assert change.abs().max() > 1e-3 and not torch.allclose(run(theirs), run(klein), atol=1e-3)
         for both in (with_nodes(run_node, theirs, node), hooked(ours, kind, hook)):
             assert torch.allclose(run(both), run(theirs) + change, atol=1e-5)
+
+    def test_a_hook_that_gives_up_guidance_has_the_last_word_behind_ours(self, klein, run_node, node):
+        behind = hooked(with_nodes(run_node, klein, node), "post_cfg", ppm_cfg_limiter)
+        assert torch.equal(run(behind), run(hooked(klein, "post_cfg", ppm_cfg_limiter)))
+
+    def test_noise_on_the_prompts(self, klein, run_node, node):
+        noised = with_ppm_cads(klein)
+        theirs, ours = run(noised[0]), run(with_nodes(run_node, klein, node))
+        after = with_ppm_cads(with_nodes(run_node, klein, node))
+        both = run(with_nodes(run_node, noised[0], node)), run(after[0])
+        assert torch.equal(*both)
+        assert not torch.allclose(both[0], theirs, atol=1e-3) and not torch.allclose(both[0], ours, atol=1e-3)
+        assert [len(noised[1]), len(after[1])] == [2, 1]
 
     @pytest.mark.parametrize(
         "other, inputs",
@@ -86,6 +124,78 @@ class TestBothTakeEffect:
             both = run(with_nodes(run_node, klein, *order))
             assert torch.isfinite(both).all()
             assert not torch.allclose(both, theirs, atol=1e-3) and not torch.allclose(both, ours, atol=1e-3)
+
+
+def with_ppm_cads(model):
+    """As ComfyUI-ppm's CADS, in ComfyUI's one place for batches of one's own: noise on the prompts, the same each call.
+
+    Returns:
+        `(clone, a list that grows with every call)`.
+    """
+    import comfy.samplers
+
+    calls = []
+
+    def noised(cond):
+        text = cond["model_conds"]["c_crossattn"]
+        noise = torch.randn(text.cond.shape, generator=torch.Generator().manual_seed(0)) * 0.05
+        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": text._copy_with(text.cond + noise)}}
+
+    def calc_cond_batch(args):
+        calls.append(None)
+        conds = [cond and [noised(part) for part in cond] for cond in args["conds"]]
+        return comfy.samplers.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])
+
+    return hooked(model, "calc_cond_batch", calc_cond_batch), calls
+
+
+def with_teacache(model):
+    """As TeaCache and its kin: ComfyUI's one place around the model, here noting which passes share a call."""
+    calls, model = [], model.clone()
+
+    def wrapper(apply_model, args):
+        calls.append(sorted(args["cond_or_uncond"]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(wrapper)
+    return model, calls
+
+
+def test_a_wrapper_of_the_model_sees_every_pass(klein, run_node):
+    wrapped, calls = with_teacache(klein)
+    assert torch.equal(run(with_nodes(run_node, wrapped, SKIP)), run(with_nodes(run_node, klein, SKIP)))
+    assert calls == [[0, 1], [0]]
+
+
+@pytest.mark.parametrize("mode, fewer", (("block", 2), ("attention", 2)))
+def test_another_attention_serves_the_skip_pass_too(klein, run_node, mode, fewer):
+    # As KJNodes' PatchSageAttentionKJ. Of 2 + 4 blocks the tail is the last 3, of which one does without attention.
+    calls, patched = [], klein.clone()
+
+    def sage_attention(attention, *args, **kwargs):
+        calls.append(None)
+        return attention(*args, **kwargs)
+
+    patched.model_options["transformer_options"]["optimized_attention_override"] = sage_attention
+    node = (SKIP[0], SKIP[1] | {"mode": mode})
+    assert torch.equal(run(with_nodes(run_node, patched, node)), run(with_nodes(run_node, klein, node)))
+    assert len(calls) == 6 + fewer
+
+
+def test_a_replaced_block_is_replaced_in_the_skip_pass_too(klein, run_node):
+    # As packs that cache or weigh blocks; ComfyUI's own node, whose skip pass runs the whole model, is the reference.
+    patched = klein.clone()
+
+    def weigh(args, extra):
+        out = extra["original_block"](args)
+        return {**out, "img": out["img"] * 1.2}
+
+    for block in (0, 1, 2):
+        patched.set_model_patch_replace(weigh, "dit", "single_block", block)
+    theirs = (COMFYUI_SKIP[0], COMFYUI_SKIP[1] | dict(double_layers="", single_layers="1", scale=SKIP[1]["scale"]))
+    ours, whole = (run(with_nodes(run_node, patched, node)) for node in (SKIP, theirs))
+    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
+    assert not torch.allclose(ours, run(with_nodes(run_node, klein, SKIP)), atol=1e-3)
 
 
 def override(model, cfg):
@@ -120,7 +230,7 @@ SIX_STEPS = torch.linspace(1.0, 0.0, 7)
     [
         (lambda run_node, model: override(with_nodes(run_node, model, LATE), 7.0), "another node changed cfg to 7"),
         (
-            lambda run_node, model: hooked(with_nodes(run_node, model, SLERP), "cfg", twice_the_guidance),
+            lambda run_node, model: hooked(with_nodes(run_node, model, SLERP), "cfg", kjnodes_cfg_zero_star),
             "KleinKitSlerpCFG and another node's sampler_cfg_function both combine",
         ),
         (
@@ -152,6 +262,49 @@ def test_guiders_with_scales_of_their_own(klein, run_node, caplog):
     (guider,) = run_node("DualCFGGuider", model=model, cond1=positive, cond2=positive, negative=negative, cfg_conds=4.0,
                          cfg_cond2_negative=4.0, style="regular")  # fmt: skip
     assert torch.isfinite(sample_with(run_node, guider)).all()
+    assert caplog.text.count("has scales of its own") == 1
+
+
+def kjnodes_scheduled_cfg(model, scales):
+    """As KJNodes' ScheduledCFGGuidance: `cfg` is a list, a scale a step; outside of its range there is no negative."""
+    import comfy.samplers
+
+    class ScheduledCFG(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+            step = int((SIX_STEPS - timestep[0]).abs().argmin())
+            guided = step < len(SIX_STEPS) // 2
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, self.conds["negative"] if guided else None, self.conds["positive"],
+                self.cfg[step] if guided else 1.0, model_options=model_options, seed=seed)  # fmt: skip
+
+    guider = ScheduledCFG(model)
+    guider.set_conds(conditioning(embeddings(192, 1)), conditioning(embeddings(192, 2)))
+    guider.set_cfg(scales)
+    return guider
+
+
+def res4lyf_guider(model, scales):
+    """As RES4LYF's SharkGuider: scales by kind of latent, and `cfg` is not looked at."""
+    import comfy.samplers
+
+    class SharkGuider(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, self.conds["negative"], self.conds["positive"], scales[0],
+                model_options=model_options, seed=seed)  # fmt: skip
+
+    guider = SharkGuider(model)
+    guider.set_conds(conditioning(embeddings(192, 1)), conditioning(embeddings(192, 2)))
+    guider.set_cfg(scales[0])
+    return guider
+
+
+@pytest.mark.parametrize("make", (kjnodes_scheduled_cfg, res4lyf_guider))
+def test_guiders_of_other_packs_keep_their_scales(klein, run_node, caplog, make):
+    plain = sample_with(run_node, make(klein, [4.0] * 6))
+    scheduled = sample_with(run_node, make(with_nodes(run_node, klein, LATE), [4.0] * 6))
+    renormed = sample_with(run_node, make(with_nodes(run_node, klein, RENORM), [4.0] * 6))
+    assert torch.equal(scheduled, plain) and not torch.allclose(renormed, plain, atol=1e-3)
     assert caplog.text.count("has scales of its own") == 1
 
 
