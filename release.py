@@ -1,0 +1,24 @@
+"""Which ComfyUI the pack needs."""
+
+import logging
+import re
+
+try:
+    from comfyui_version import __version__ as COMFYUI
+except ImportError:
+    # Not every installation has the file: then it is taken to be new.
+    COMFYUI = None
+
+OLDEST = "0.16.3"
+
+
+def is_new_enough(version=COMFYUI):
+    """Whether a ComfyUI of this version is one that the pack works with; if not, the log says so."""
+    if version is None or numbers(version) >= numbers(OLDEST):
+        return True
+    logging.warning("KleinKit needs ComfyUI %s or newer, and this is %s: it adds no nodes. Update ComfyUI.", OLDEST, version)
+    return False
+
+
+def numbers(version):
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
