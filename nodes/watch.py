@@ -34,17 +34,19 @@ class Probe:
         self.node, self.runs = node, []
 
     def begin(self, run):
-        kept = [one for one in self.runs if one.sampler != run.sampler or one.prompt == run.prompt is not None]
-        self.runs = [*kept, run][-MOST_RUNS:]
+        def stays(other):
+            return other.sampler != run.sampler or (run.prompt is not None and other.prompt == run.prompt)
+
+        self.runs = [*filter(stays, self.runs), run][-MOST_RUNS:]
 
     def send(self, run, call):
         """Send a call to the editor that queued the prompt; a worker without a server has none."""
         server = getattr(PromptServer, "instance", None)
-        client = getattr(server, "client_id", None)
-        if client is not None and self.node is not None:
+        client, send = getattr(server, "client_id", None), getattr(server, "send_sync", None)
+        if client is not None and send is not None:
             number = sum(one.prompt == run.prompt for one in self.runs)
-            server.send_sync(EVENT, {"node": self.node, "prompt_id": run.prompt, "run": number, "call": len(run.calls),
-                                     "steps": len(run.sigmas) - 1, **call}, client)
+            send(EVENT, {"node": self.node, "prompt_id": run.prompt, "run": number, "call": len(run.calls),
+                         "steps": len(run.sigmas) - 1, **call}, client)
 
 
 class Watch:
@@ -58,6 +60,7 @@ class Watch:
         for probe in probes:
             probe.begin(self.run)
         self.step = None
+        self.begin()
 
     def counting(self, transformer_options):
         """The options of a run, or of its passes on another model, with every model call counted."""
@@ -65,9 +68,9 @@ class Watch:
         apply_model = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), COUNT: [self.count]}
         return {**transformer_options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: apply_model}}
 
-    def count(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    def count(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
         """Wrapper of ComfyUI's `apply_model`: how many passes share the call, and how many blocks it runs."""
-        passes = len(transformer_options["cond_or_uncond"])
+        passes = len(transformer_options.get("cond_or_uncond", (0,)))
         # A compiled model would be compiled anew.
         compiled = is_compiled({"transformer_options": transformer_options})
         blocks = [] if compiled else [block for kind in blocks_of(executor.class_obj).values() for block in kind]

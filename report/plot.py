@@ -16,6 +16,8 @@ PANELS = {
 }
 DASHED = {"cond_norm": "uncond_norm"}
 FROM_ZERO = ("cfg", "milliseconds")
+# Less than this share of a value is no news, and would fill a panel with the noise of float32.
+SMALLEST_SPAN = 0.005
 PAPER, INK, GRID = "#f6f6f6", "#181818", "#d4d4d4"
 MOST_NAMED = 12
 
@@ -61,11 +63,13 @@ def look(axes, name):
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.tick_params(colors=INK, labelsize=8, labelbottom=True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.margins(x=0.03, y=0.12)
+    axes.margins(x=0.03)
     if axes.lines:
         axes.ticklabel_format(axis="y", useOffset=False)
-        if name in FROM_ZERO:
-            axes.set_ylim(0.0, axes.dataLim.y1 * 1.12 or 1.0)
+        low, high = axes.dataLim.y0, axes.dataLim.y1
+        middle = (low + high) / 2
+        half = max(high - low, SMALLEST_SPAN * abs(middle)) * 0.56
+        axes.set_ylim(*((0.0, high * 1.12 or 1.0) if name in FROM_ZERO else (middle - half, middle + half)))
     else:
         axes.grid(False)
         axes.set_yticks([])

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,6 +209,34 @@ def test_not_a_flow_model(run_node, klein):
         run_node("KleinKitProbe", model=model)
 
 
+def test_the_blocks_of_a_compiled_model_are_left_alone(probed, klein):
+    from comfy.patcher_extension import WrappersMP
+    from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+    # The mark of ComfyUI's TorchCompileModel: hooks on blocks would have it compiled anew.
+    compiled = klein.clone()
+    compiled.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY, lambda executor, *args, **kw: executor(*args, **kw))
+    model, probe = probed(model=compiled)
+    run(model, sigmas=SIGMAS[-2:])
+    assert column(probe, "passes") == [2] and column(probe, "blocks") == [None]
+
+
+@pytest.mark.parametrize("server", [None, SimpleNamespace(), SimpleNamespace(client_id="me")], ids=str)
+def test_a_worker_without_a_server(monkeypatch, probed, server):
+    from server import PromptServer
+
+    monkeypatch.setattr(PromptServer, "instance", server)
+    model, probe = probed()
+    run(model, sigmas=SIGMAS[-2:])
+    assert column(probe, "cfg") == [4.0]
+
+
+def test_infinite_predictions_are_null(probed):
+    model, probe = probed()
+    run(model, positive=text(1, torch.nan))
+    assert column(probe, "cond_norm") == [None] * 4 and column(probe, "uncond_norm")[0] > 0
+
+
 class TestReport:
     @pytest.fixture
     def report(self, run_node):
@@ -217,42 +246,14 @@ class TestReport:
 
         return report
 
-    def test_the_json_is_what_the_probe_recorded(self, probed, report):
+    def test_plot_and_json_are_what_the_probe_recorded(self, probed, report, pack):
         model, probe = probed(after=(LATE, ZERO_STAR))
         run(model)
         plot, record = report(probe)
-        assert record["schema"] == "kleinkit.report/1"
-        assert record["runs"][0]["calls"] == probe.runs[0].calls
+        assert [one["calls"] for one in record["runs"]] == [one.calls for one in probe.runs]
+        assert_as_documented(record, Path(pack("nodes").__file__).parent.parent / "web" / "docs" / "KleinKitReport.md")
         assert plot.shape[0] == 1 and plot.shape[3] == 3 and plot.dtype == torch.float32
         assert 0.0 <= plot.min() < 0.3 < 0.9 < plot.max() <= 1.0
-
-    def test_infinite_predictions_are_null(self, probed, report):
-        model, probe = probed()
-        run(model, positive=text(1, torch.nan))
-        [record] = report(probe)[1]["runs"]
-        assert record["calls"][0]["cond_norm"] is None and record["calls"][0]["uncond_norm"] > 0
-
-    def test_the_help_page_describes_every_name(self, probed, report, pack):
-        page = (Path(pack("nodes").__file__).parent.parent / "web" / "docs" / "KleinKitReport.md").read_text("utf-8")
-        table = page.partition("\n## JSON\n")[2].partition("\n## ")[0]
-        rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \| ([^|]+) \|", table, re.MULTILINE))
-        model, probe = probed(after=(ZERO_STAR,))
-        run(model)
-        kinds = {"number": (int, float), "integer": int, "text": str, "list": list, "null": type(None)}
-        found = {}
-
-        def walk(prefix, value):
-            for key, item in value.items():
-                found.setdefault(prefix + key, []).append(item)
-                if isinstance(item, list) and item and isinstance(item[0], dict):
-                    for one in item:
-                        walk(f"{prefix}{key}[].", one)
-
-        walk("", report(probe)[1])
-        assert set(found) == set(rows)
-        for key, values in found.items():
-            allowed = tuple(kinds[word] for word in rows[key].split(" or "))
-            assert all(isinstance(value, allowed) for value in values), key
 
     def test_without_a_run_it_says_what_to_do(self, probed, report):
         with pytest.raises(ValueError, match="^KleinKitReport: Expected `probe` to have records of the run that made `latent`"):
@@ -266,3 +267,23 @@ class TestReport:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ValueError, match="^KleinKitReport: Expected matplotlib to be installed in ComfyUI's Python"):
             report(probe)
+
+
+def assert_as_documented(record, page):
+    """A report has the names of the table in its node's help page, and their types."""
+    table = page.read_text("utf-8").partition("\n## JSON\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \| ([^|]+) \|", table, re.MULTILINE))
+    kinds = {"number": (int, float), "integer": int, "text": str, "list": list, "null": type(None)}
+    found = set()
+
+    def check(prefix, value):
+        for key, item in value.items():
+            name = prefix + key
+            found.add(name)
+            assert isinstance(item, tuple(kinds[word] for word in rows[name].split(" or "))), name
+            for one in item if isinstance(item, list) else ():
+                if isinstance(one, dict):
+                    check(f"{name}[].", one)
+
+    check("", record)
+    assert found == set(rows) and record["schema"] == "kleinkit.report/1"
