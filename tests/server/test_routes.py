@@ -1,9 +1,5 @@
 """The routes of the previews on the real server: `POST /kleinkit/sigmas` and `/kleinkit/guidance`."""
 
-import http.client
-import json
-from urllib.parse import urlsplit
-
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -11,23 +7,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.nano import server as api
 from kleinkit.nano.demo import first_picture
 from kleinkit.nano.workflow import as_prompt
-
-JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture
-def post(server):
-    """Send a body, bytes or what JSON can say: `(status, answer)`."""
-    def send(body, headers=JSON, path="/kleinkit/sigmas"):
-        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
-        try:
-            connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or "null")
-        finally:
-            connection.close()
-
-    return send
+from prompts import JSON
 
 
 @pytest.mark.parametrize("path", ["/kleinkit/sigmas", "/api/kleinkit/sigmas"])

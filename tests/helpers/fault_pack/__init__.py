@@ -1,9 +1,12 @@
-"""A custom node pack for tests: one node breaks a model on purpose, the other says what the server holds."""
+"""A custom node pack for tests: one node breaks a model on purpose, the other says what the server holds and did."""
 
 import gc
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 
 import comfy.model_management
@@ -12,6 +15,22 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 KEY = "kleinkit_test_fault"
+# Audit events of talking to others, of starting programs, of making objects from bytes, and of writing.
+TALKS = {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
+STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
+CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+           "shutil.rmtree", "shutil.move"}
+events = []
+
+
+def listen(event, args):
+    """Audit hook: keep what the thread that runs the nodes does."""
+    if threading.current_thread() is threading.main_thread():
+        return
+    if event in TALKS | STARTS | CHANGES | {"pickle.find_class"}:
+        events.append([event, str(args[:1])])
+    elif event == "open" and isinstance(args[0], (str, bytes)) and args[2] & (os.O_WRONLY | os.O_RDWR):
+        events.append([event, os.path.realpath(os.fsdecode(args[0]))])
 
 
 def fail(*_):
@@ -27,6 +46,14 @@ def interrupt(*_):
     comfy.model_management.interrupt_current_processing()
 
 
+def misbehave(*_):
+    with socket.socket() as connection:
+        connection.connect_ex(("127.0.0.1", 9))
+    subprocess.run([sys.executable, "--version"], check=True)
+    with open(os.devnull, "w"):
+        pass
+
+
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -35,7 +62,8 @@ def not_a_number(module, args):
     return (args[0] * float("nan"), *args[1:])
 
 
-FAULTS = {"error": fail, "out of memory": run_out_of_memory, "interrupt": interrupt, "nan": not_a_number, "kill": kill}
+FAULTS = {"error": fail, "out of memory": run_out_of_memory, "interrupt": interrupt, "nan": not_a_number, "kill": kill,
+          "misbehave": misbehave}
 
 
 def break_pass(model, fault, call, calls=None):
@@ -81,7 +109,7 @@ class KleinKitTestFault:
 
 
 class KleinKitTestState:
-    """Says what the process holds once the image is there."""
+    """Says what the process holds once the image is there, and what it did since it last said so."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "run", (), True
 
@@ -103,10 +131,13 @@ class KleinKitTestState:
             "models": len(models),
             "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
             "threads": threading.active_count(),
-            "files": process.num_fds(),
+            "files": len(process.open_files()),
             "memory": process.memory_info().rss,
+            "events": events[:],
         }
+        events.clear()
         return {"ui": {"text": [json.dumps(state)]}}
 
 
+sys.addaudithook(listen)
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (KleinKitTestFault, KleinKitTestState)}

@@ -1,0 +1,72 @@
+"""Requests to the pack's routes; and a ComfyUI server for tests that break things, started after a kill of the one before."""
+
+import http.client
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import prompts
+import pytest
+from kleinkit.nano import server as api
+from kleinkit.nano.build import build
+
+
+@pytest.fixture(scope="session")
+def post(server):
+    """Send a body, bytes or what JSON can say: `(status, answer)`."""
+    def send(body, headers=prompts.JSON, path="/kleinkit/sigmas"):
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        try:
+            connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or "null")
+        finally:
+            connection.close()
+
+    return send
+
+
+SWEEP = (1, 2, 3, 4)
+KILLED_AT = 3
+
+
+class Killed(NamedTuple):
+    """What was seen of the first server: `fresh`, its first picture; `sweep`, pictures by steps; `error` of the one cut off."""
+
+    fresh: np.ndarray
+    sweep: dict
+    error: RuntimeError
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, comfyui):
+    """A base directory with the nano family and `fault_pack`."""
+    base = tmp_path_factory.mktemp("lab")
+    build(base / "models", comfyui)
+    pack = Path(prompts.__file__).parent / "fault_pack"
+    shutil.copytree(pack, base / "custom_nodes" / pack.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return base
+
+
+@pytest.fixture(scope="session")
+def killed(base, comfyui):
+    """A server that runs one prompt, and dies in the second step of the third prompt of a sweep over the steps."""
+    with api.running(comfyui, base) as server:
+        fresh, sweep = prompts.run(server, prompts.prompt(prompts.SKIP)), {}
+        for steps in SWEEP:
+            fault = ("kill", 2) if steps == KILLED_AT else ("none", 0)
+            try:
+                sweep[steps] = prompts.run(server, prompts.prompt(steps=steps, fault=fault))
+            except RuntimeError as error:
+                return Killed(fresh, sweep, error)
+    pytest.fail("The server was not killed.")
+
+
+@pytest.fixture(scope="session")
+def lab(killed, base, comfyui):
+    """The server that was started again in the same base directory."""
+    with api.running(comfyui, base) as server:
+        yield server
