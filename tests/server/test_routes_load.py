@@ -1,0 +1,138 @@
+"""The routes under many requests at once, good, bad and oversized, against their description in docs/openapi.json."""
+
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import prompts
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from kleinkit.nano import server as api
+from kleinkit.nano.workflow import WORKFLOWS
+from kleinkit.scheduler.mu import SHIFTS
+from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS
+from kleinkit.scheduler.spacing import SPACINGS
+
+SPEC = json.loads(Path(WORKFLOWS.parent, "docs", "openapi.json").read_text("utf-8"))
+SCHEMAS = SPEC["components"]["schemas"]
+AT_ONCE = 16
+
+
+def validator(reference):
+    return Draft202012Validator(SPEC | {"$ref": reference})
+
+
+def of_operation(path, status):
+    """The reference to the schema of what a path takes (`status` None) or answers."""
+    operation = SPEC["paths"][path]["post"]
+    content = operation["requestBody"] if status is None else operation["responses"][str(status)]
+    if "$ref" in content:
+        content = SPEC["components"]["responses"][content["$ref"].rpartition("/")[2]]
+    return content["content"]["application/json"]["schema"]["$ref"]
+
+
+def values(schema):
+    """A strategy for what fits a schema of the description."""
+    if "$ref" in schema:
+        return values(SCHEMAS[schema["$ref"].rpartition("/")[2]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if schema["type"] == "object":
+        return st.fixed_dictionaries({}, optional={name: values(of) for name, of in schema["properties"].items()})
+    if schema["type"] == "integer":
+        factor = schema.get("multipleOf", 1)
+        return st.integers(schema["minimum"] // factor, schema["maximum"] // factor).map(lambda number: number * factor)
+    if schema["type"] == "number":
+        return st.floats(schema["minimum"], schema["maximum"])
+    return st.lists(st.floats(0, 100), max_size=1000).map(lambda scales: ", ".join(map(str, scales)))
+
+
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just("../../etc/passwd"),
+                 st.just("<img src=x onerror=alert(1)>"), st.just("9" * 5000), st.lists(st.integers(), max_size=3),
+                 st.dictionaries(st.text(), st.integers(), max_size=3))
+
+
+@st.composite
+def requests(draw):
+    """`(path, body)`: settings that fit, settings some of which do not, and bodies that are no settings or too large."""
+    path = draw(st.sampled_from(sorted(SPEC["paths"])))
+    schema = SCHEMAS[of_operation(path, None).rpartition("/")[2]]
+    body = draw(values(schema))
+    kind = draw(st.sampled_from(("good", "good", "bad", "bad", "none", "large")))
+    if kind == "bad":
+        body[draw(st.one_of(st.sampled_from(sorted(schema["properties"])), st.text()))] = draw(JUNK)
+    if kind == "none":
+        body = draw(st.one_of(st.binary(max_size=300), JUNK.filter(lambda junk: not isinstance(junk, dict))))
+    if kind == "large":
+        body = json.dumps(body).encode().ljust(draw(st.integers(16 * 1024 + 1, 2_000_000)))
+    return path, body
+
+
+def test_description_names_the_limits_and_choices_of_the_code():
+    properties = SCHEMAS["SigmaSettings"]["properties"]
+    found = {name.removeprefix("shift."): (schema["minimum"], schema["maximum"])
+             for name, schema in properties.items() if "minimum" in schema}
+    assert found == LIMITS
+    for name, choices in (("shift", SHIFTS), ("spacing", SPACINGS), ("denoise_mode", DENOISE_MODES)):
+        assert properties[name]["enum"] == list(choices)
+
+
+def test_many_at_once_are_answered_as_described(post, record_property):
+    counts, slowest = Counter(), 0.0
+
+    def send(request):
+        path, body = request
+        start = time.perf_counter()
+        status, answer = post(body, path=path)
+        return path, body, status, answer, time.perf_counter() - start
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        @settings(max_examples=30)
+        @given(st.lists(requests(), min_size=AT_ONCE, max_size=AT_ONCE))
+        def load(batch):
+            nonlocal slowest
+            for path, body, status, answer, seconds in pool.map(send, batch):
+                counts[status] += 1
+                slowest = max(slowest, seconds)
+                assert status in (200, 400), (path, body, status, answer)
+                validator(of_operation(path, status)).validate(answer)
+                if isinstance(body, bytes) or not validator(of_operation(path, None)).is_valid(body):
+                    assert status == 400, (path, body)
+
+        load()
+    assert min(counts[200], counts[400]) >= AT_ONCE
+    record_property("requests", sum(counts.values()))
+    record_property("bad_requests", counts[400])
+    record_property("slowest_of_16_at_once_ms", round(slowest * 1000))
+
+
+@pytest.mark.parametrize("path, settings", [
+    ("/kleinkit/sigmas", {"steps": 10000, "width": 16384, "height": 16384, "spacing": "beta"}),
+    ("/kleinkit/guidance", {"schedule": "curve", "schedule.scales": "5," * 7000 + "5", "sigmas": {"steps": 1000}}),
+])
+def test_the_most_work_that_one_request_can_ask_for(post, path, settings, record_property):
+    start = time.perf_counter()
+    assert post(settings, path=path)[0] == 200
+    record_property("milliseconds", round((time.perf_counter() - start) * 1000))
+
+
+def test_more_steps_than_a_preview_of_guidance_has(post):
+    assert post({"sigmas": {"steps": 1001}}, path="/kleinkit/guidance") == (
+        400, {"error": "Expected `steps` to be at most 1000 in a preview of guidance, but got 1001."})
+
+
+def test_the_routes_answer_while_a_prompt_is_sampled(server, post):
+    answers = []
+
+    def listen(kind, data):
+        if kind == "progress" and not answers:
+            answers.extend(post({}, path=path)[0] for path in [*SPEC["paths"]] * 10)
+            prompts.interrupt(server)
+
+    # That it could still be interrupted shows that the answers came while it ran.
+    outcome = api.queue(server, prompts.prompt(steps=1000, fault=None), listen)
+    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 20
