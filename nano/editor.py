@@ -18,8 +18,8 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Co
             "Comfy.Workflow.ConfirmDelete": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Locale": "en"}
 PATIENCE_SECONDS = 120
 OURS = re.compile(r"/kleinkit/|/extensions/KleinKit/.*\.js$")
-# What ComfyUI's editor says by itself when it starts.
-OF_COMFYUI = ("ComfyApp graph accessed before initialization",)
+# What ComfyUI's editor says by itself when it starts, and when it asks after models that a workflow names.
+OF_COMFYUI = re.compile("^ComfyApp graph accessed before initialization|https://huggingface.co/")
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def set_up(server, **settings):
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).close()
 
 
-def open_editor(browser, server, *, width=1600, height=900, **settings):
+def open_editor(browser, server, *, width=1400, height=800, **settings):
     """The editor with an empty graph, in a browser context of its own.
 
     Args:
@@ -78,7 +78,7 @@ def is_error(message):
     if message.text.startswith("Failed to load resource"):
         # The editor itself asks for files that nobody has, such as `user.css`.
         return bool(OURS.search(message.location["url"]))
-    return message.type == "error" and message.text not in OF_COMFYUI
+    return message.type == "error" and not OF_COMFYUI.search(message.text)
 
 
 def said(message):

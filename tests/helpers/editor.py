@@ -50,3 +50,14 @@ def values(page, node):
     """`{widget: value}` of what a workflow keeps."""
     return page.evaluate("""(id) => Object.fromEntries(app.graph.getNodeById(id).widgets
         .filter((widget) => widget.serialize !== false).map((widget) => [widget.name, widget.value]))""", node)
+
+
+def run(page):
+    """Press the button that queues the graph, and wait for the end: `{"type": …, "prompt": id}`."""
+    page.evaluate("""() => {
+        const ends = ["execution_success", "execution_error", "execution_interrupted"]
+        window.ended = new Promise((resolve) => ends.forEach((type) => app.api.addEventListener(
+            type, ({ detail }) => resolve({ type, prompt: detail.prompt_id }), { once: true })))
+    }""")
+    page.get_by_test_id("queue-button").click()
+    return page.evaluate("window.ended")

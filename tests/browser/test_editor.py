@@ -1,0 +1,225 @@
+"""The pack in ComfyUI's editor, in both of its renderers: what is seen, typed, saved, run and read."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from editor import choose, enter, run, values
+from kleinkit.nano import server as api
+from kleinkit.nano.editor import add_node, chromium, clear, open_editor
+from kleinkit.nano.workflow import NANO, for_nano, names, nodes, put, read
+from playwright.sync_api import expect
+
+SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
+RENDERERS = {"classic": False, "nodes2": True}
+HTML = "<img src=x onerror=hacked=1>"
+FILE = f"klein {HTML}.safetensors"
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def window(server):
+    """`(page, errors)` of one editor for all tests, and a model whose name is HTML."""
+    models = server.base / "models" / "diffusion_models"
+    (models / FILE).hardlink_to(models / next(iter(NANO.values())))
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser:
+        yield open_editor(browser, server)
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def renderer(window, request):
+    page, _ = window
+    page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", RENDERERS[request.param])
+
+
+@pytest.fixture
+def errors(window):
+    return window[1]
+
+
+@pytest.fixture
+def page(window, renderer, request):
+    """The editor with an empty graph. After every test there is a screenshot, and no error of any script."""
+    page, errors = window
+    clear(page)
+    yield page
+    page.screenshot(path=SCREENSHOTS / f"{re.sub('[^a-z0-9-]+', '-', request.node.name)}.png")
+    found = errors.copy()
+    errors.clear()
+    assert found == [] and not page.evaluate("window.hacked")
+
+
+def figure(page, text=""):
+    """The figures whose text for screen readers has a part."""
+    return page.get_by_role("img", name=text).and_(page.locator(".kleinkit-figure"))
+
+
+def flux2(steps, tokens=4096):
+    """What is said of BFL's schedule of a number of steps."""
+    return f"{steps} steps, mu {round(compute_empirical_mu(tokens, steps), 3):g},"
+
+
+def test_every_node_can_be_added(page, server):
+    kinds = sorted(name for name in api.get(server, "/object_info") if name.startswith("KleinKit"))
+    for number, kind in enumerate(kinds):
+        add_node(page, kind, 340 * (number % 4), 600 * (number // 4))
+    assert page.evaluate("app.graph.nodes.map((node) => node.type)") == kinds
+    drawn = "app.graph.nodes.flatMap((node) => node.widgets ?? []).filter((widget) => widget.type.startsWith('KLEINKIT_'))"
+    assert sorted(page.evaluate(f"{drawn}.map((widget) => widget.node.type)")) == [
+        "KleinKitCFG", "KleinKitDynamicShift", "KleinKitProbe", "KleinKitScheduler"]
+
+
+def test_sigmas_follow_what_is_typed(page):
+    node = add_node(page, "KleinKitScheduler")
+    expect(figure(page, f"{flux2(20)} start σ 1")).to_be_visible()
+    enter(page, node, "steps", 8)
+    expect(figure(page, flux2(8))).to_be_visible()
+    choose(page, node, "shift", "fixed")
+    expect(figure(page, "8 steps, mu 1.15")).to_be_visible()
+    enter(page, node, "shift.mu", 2)
+    expect(figure(page, "8 steps, mu 2,")).to_be_visible()
+    choose(page, node, "shift", "none")
+    expect(figure(page, "8 steps, mu 0,")).to_be_visible()
+    expect(figure(page).locator("path.dots")).to_have_attribute("d", re.compile("(M[0-9. ]+h0){9}"))
+    assert values(page, node) == {"steps": 8, "width": 1024, "height": 1024, "denoise": 1, "denoise_mode": "ksampler",
+                                  "shift": "none", "spacing": "uniform", "terminal": 0}
+
+
+def test_guidance_follows_what_is_typed(page):
+    node = add_node(page, "KleinKitCFG")
+    expect(figure(page, "20 steps: 40 of 40 passes")).to_be_visible()
+    choose(page, node, "schedule", "interval")
+    enter(page, node, "schedule.end", 0.5)
+    expect(figure(page, "20 steps: 30 of 40 passes, 25 % saved")).to_be_visible()
+    choose(page, node, "schedule", "curve")
+    enter(page, node, "schedule.scales", "8, 1")
+    expect(figure(page, "39 of 40 passes")).to_contain_text("8")
+
+
+def test_text_that_is_no_curve_is_shown_as_text(page, errors):
+    node = add_node(page, "KleinKitCFG")
+    choose(page, node, "schedule", "curve")
+    enter(page, node, "schedule.scales", HTML)
+    expect(figure(page, "No preview")).to_contain_text(
+        f"–\nExpected `scales` to be numbers between 0 and 100, such as `5, 3, 1`, but got '{HTML}'.",
+        use_inner_text=True)
+    expect(figure(page).locator("img")).to_have_count(0)
+    assert values(page, node)["schedule.scales"] == HTML
+    assert len(errors) == 1 and "400" in errors.pop()
+
+
+def test_dynamic_shift_and_cfg_follow_the_sampler(page):
+    kinds = ("KleinKitDynamicShift", "KleinKitCFG", "KSampler", "EmptyFlux2LatentImage")
+    shift, cfg, sampler, latent = [add_node(page, kind, 320 * x) for x, kind in enumerate(kinds)]
+    expect(figure(page, "example: 20 steps, 1024×1024")).to_be_visible()
+    page.evaluate("""([shift, cfg, sampler, latent]) => {
+        const node = (id) => app.graph.getNodeById(id)
+        node(shift).connect(0, node(cfg), 0)
+        node(cfg).connect(0, node(sampler), 0)
+        node(latent).connect(0, node(sampler), "latent_image")
+    }""", [shift, cfg, sampler, latent])
+    enter(page, sampler, "steps", 12)
+    enter(page, latent, "width", 512)
+    expect(figure(page, flux2(12, 2048))).to_be_visible()
+    expect(figure(page, "12 steps: 24 of 24 passes")).to_be_visible()
+    expect(figure(page, "example")).to_have_count(0)
+
+
+def test_a_server_that_does_not_answer(page, errors):
+    node = add_node(page, "KleinKitScheduler")
+    expect(figure(page, "20 steps")).to_be_visible()
+    page.route("**/kleinkit/**", lambda route: route.abort())
+    enter(page, node, "steps", 9)
+    expect(figure(page, "No preview. The server does not answer.")).to_contain_text("–")
+    assert values(page, node)["steps"] == 9
+    page.unroute("**/kleinkit/**")
+    enter(page, node, "steps", 10)
+    expect(figure(page, "10 steps")).to_be_visible()
+    assert len(errors) == 1 and "/kleinkit/sigmas" in errors.pop()
+
+
+def test_the_keyboard_reaches_a_preview(page):
+    add_node(page, "KleinKitScheduler")
+    expect(figure(page, "20 steps")).to_be_visible()
+    figure(page).focus()
+    expect(figure(page)).to_be_focused()
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_previews_can_be_read_in_every_theme(page, palette):
+    add_node(page, "KleinKitScheduler")
+    page.evaluate("(palette) => app.extensionManager.setting.set('Comfy.ColorPalette', palette)", palette)
+    expect(figure(page, "20 steps")).to_be_visible()
+    ratios = page.evaluate("""() => {
+        const pixel = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true })
+        const luminance = (colour) => {
+            pixel.fillStyle = colour
+            pixel.fillRect(0, 0, 1, 1)
+            const [r, g, b] = [...pixel.getImageData(0, 0, 1, 1).data].map((value) => value / 255)
+                .map((value) => value > 0.04045 ? ((value + 0.055) / 1.055) ** 2.4 : value / 12.92)
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b
+        }
+        const of = (selector, name) => luminance(getComputedStyle(document.querySelector(selector))[name])
+        const ground = of(".kleinkit-figure", "backgroundColor")
+        const ratio = (one) => (Math.max(one, ground) + 0.05) / (Math.min(one, ground) + 0.05)
+        return [ratio(of(".kleinkit-figure .head", "color")), ratio(of(".kleinkit-figure path.line", "stroke"))]
+    }""")
+    # What WCAG asks of text, and of graphics.
+    assert ratios[0] >= 4.5 and ratios[1] >= 3.0
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_workflow_opens_and_keeps_its_values(page, name):
+    graph = read(name)
+    unknown, *kept = page.evaluate("""async (graph) => {
+        const kept = () => Object.fromEntries(app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? []]))
+        await app.loadGraphData(graph)
+        const once = kept()
+        await app.loadGraphData(app.graph.serialize())
+        const unknown = app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types))
+        return [unknown.map((node) => node.type), once, kept()]
+    }""", graph)
+    saved = {str(node["id"]): node.get("widgets_values", []) for node in graph["nodes"]}
+    assert unknown == [] and kept == [saved, saved]
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_saved_workflow_keeps_what_was_typed(page, server):
+    node = add_node(page, "KleinKitScheduler")
+    choose(page, node, "shift", "flux1")
+    enter(page, node, "shift.base_shift", 0.3)
+    expect(figure(page, "mu 1.15")).to_be_visible()
+    file = server.base / "user" / "default" / "workflows" / f"{HTML.replace('/', '')}.json"
+    page.keyboard.press("Control+s")
+    page.get_by_role("dialog").get_by_role("textbox").fill(file.stem)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(file.stem).first).to_be_visible()
+    page.wait_for_function("!app.extensionManager.workflow.activeWorkflow.isModified")
+    saved = json.loads(file.read_text("utf-8"))
+    file.unlink()
+    assert saved["nodes"][0]["widgets_values"] == [20, 1024, 1024, 1, "ksampler", "flux1", 0.3, 1.15, "uniform", 0]
+
+
+def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
+    graph = for_nano(read("klein-text-to-image-distilled"))
+    [loader] = nodes(graph, "KleinKitLoader")
+    put(loader, diffusion_model=FILE)
+    for prompt in nodes(graph, "CLIPTextEncode"):
+        put(prompt, text=HTML)
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    outcome = run(page)
+    assert outcome["type"] == "execution_success"
+    [picture] = [image for output in api.get(server, f"/history/{outcome['prompt']}")[outcome["prompt"]]["outputs"].values()
+                 for image in output.get("images", ())]
+    assert (server.base / picture["type"] / picture["subfolder"] / picture["filename"]).is_file()
+
+
+def test_help_is_in_the_info_panel(page):
+    node = add_node(page, "KleinKitScheduler")
+    page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)
+    page.get_by_test_id("info-button").click()
+    expect(page.get_by_role("heading", name="What mu does")).to_be_visible()
+    page.evaluate("app.canvas.deselectAll()")
