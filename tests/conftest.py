@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ class ByFile(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Add up what tests recorded as counts: faults, outcomes that were checked after them, prompts, requests, …"""
+    counts = Counter()
+    for report in terminalreporter.getreports("passed"):
+        counts.update({name: value for name, value in report.user_properties if name.startswith("count_")})
+    for name, count in sorted(counts.items()):
+        terminalreporter.write_line(f"{name.removeprefix('count_').replace('_', ' ')}: {count}")
 
 
 def pytest_collection_finish():
