@@ -34,6 +34,9 @@ tasks = _load("kleinkit_tasks", ROOT / "tasks.py")
 tasks.as_package()
 
 
+COUNT = "count_"
+
+
 class ByFile(LoadFileScheduling):
     """A file's tests run in one process, and all that need a server in the same one: there is one server."""
 
@@ -50,9 +53,11 @@ def pytest_terminal_summary(terminalreporter):
     """Add up what tests recorded as counts: faults, outcomes that were checked after them, prompts, requests, …"""
     counts = Counter()
     for report in terminalreporter.getreports("passed"):
-        counts.update({name: value for name, value in report.user_properties if name.startswith("count_")})
+        for name, value in report.user_properties:
+            if name.startswith(COUNT):
+                counts[name.removeprefix(COUNT)] += value
     for name, count in sorted(counts.items()):
-        terminalreporter.write_line(f"{name.removeprefix('count_').replace('_', ' ')}: {count}")
+        terminalreporter.write_line(f"{name.replace('_', ' ')}: {count}")
 
 
 def pytest_collection_finish():
