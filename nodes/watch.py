@@ -102,7 +102,7 @@ class Watch:
         call = {
             "step": self.step,
             "sigma": finite(sigma),
-            "cfg": self.cfg,
+            "cfg": None if self.cfg is None else finite(self.cfg),
             "passes": sum(count for count, _ in self.counted),
             "blocks": None if None in blocks else sum(blocks),
             **{name: finite(value) for name, value in zip(MEASURES, values)},
