@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -117,6 +118,20 @@ def server(tmp_path_factory, comfyui):
     base = tmp_path_factory.mktemp("server")
     build(base / "models", comfyui)
     with running(comfyui, base) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bare_server(tmp_path_factory, comfyui):
+    """A ComfyUI server with the nano family and without the pack; a node of `tiny_text_encoder` can load that family's."""
+    from kleinkit.nano.build import build
+    from kleinkit.nano.server import running
+    from templates import PACK
+
+    base = tmp_path_factory.mktemp("bare")
+    build(base / "models", comfyui)
+    shutil.copytree(PACK, base / "custom_nodes" / PACK.name, ignore=shutil.ignore_patterns("__pycache__"))
+    with running(comfyui, base, pack=False) as server:
         yield server
 
 

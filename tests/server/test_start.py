@@ -16,9 +16,8 @@ def start_log(server):
     return {line.replace(str(server.base), "BASE") for line in log.splitlines()}
 
 
-def test_a_start_with_the_pack_says_nothing_more_than_one_without(server, tmp_path, comfyui):
-    with api.running(comfyui, tmp_path, pack=False) as without:
-        usual = start_log(without)
+def test_a_start_with_the_pack_says_nothing_more_than_one_without(server, bare_server):
+    usual = start_log(bare_server)
     assert [line for line in start_log(server) - usual if not re.fullmatch(USUAL, line)] == []
 
 
