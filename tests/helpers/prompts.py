@@ -12,6 +12,8 @@ LOADER = dict(diffusion_model="flux-2-klein-nano-base.safetensors", text_encoder
               weight_dtype="default", distilled_cfg="ignore", trim_text_encoder=True)
 SKIP = ("KleinKitSkipLayerGuidance", dict(scale=2.0, double_layers="0", single_layers="1", start=0.0, end=1.0,
                                           mode="attention", rescale=0.3))
+# Steps of a sweep, a prompt each, and those of the one in which the server is killed.
+SWEEP, KILLED_AT = (1, 2, 3, 4), 3
 
 
 def prompt(*rules, steps=2, seed=1, cfg=4.0, size=64, sampler="euler", fault=("none", 0)):

@@ -29,10 +29,6 @@ def post(server):
     return send
 
 
-SWEEP = (1, 2, 3, 4)
-KILLED_AT = 3
-
-
 class Killed(NamedTuple):
     """What was seen of the first server: `fresh`, its first picture; `sweep`, pictures by steps; `error` of the one cut off."""
 
@@ -53,11 +49,11 @@ def base(tmp_path_factory, comfyui):
 
 @pytest.fixture(scope="session")
 def killed(base, comfyui):
-    """A server that runs one prompt, and dies in the second step of the third prompt of a sweep over the steps."""
+    """A server that runs one prompt, and dies in the second step of the prompt `KILLED_AT` of a sweep over the steps."""
     with api.running(comfyui, base) as server:
         fresh, sweep = prompts.run(server, prompts.prompt(prompts.SKIP)), {}
-        for steps in SWEEP:
-            fault = ("kill", 2) if steps == KILLED_AT else ("none", 0)
+        for steps in prompts.SWEEP:
+            fault = ("kill", 2) if steps == prompts.KILLED_AT else ("none", 0)
             try:
                 sweep[steps] = prompts.run(server, prompts.prompt(steps=steps, fault=fault))
             except RuntimeError as error:
