@@ -10,6 +10,28 @@ const MOST_DOTS = 100
 
 const followers = new Set()
 const heard = new WeakSet()
+let planned
+
+/** Have every preview look whether something has changed, once this change is whole. */
+function changed() {
+  clearTimeout(planned)
+  planned = setTimeout(() => followers.forEach((look) => look()))
+}
+
+/** Look after every change of a node's widgets, also of those that a choice brings later. */
+function listen(node) {
+  for (const widget of node.widgets ?? []) {
+    if (heard.has(widget)) continue
+    heard.add(widget)
+    const { callback } = widget
+    widget.callback = function (...args) {
+      const result = callback?.apply(this, args)
+      listen(node)
+      changed()
+      return result
+    }
+  }
+}
 
 function rounded(number, places = 3) {
   return String(Number(number.toFixed(places)))
@@ -31,6 +53,7 @@ function source(node, name) {
 
 /** The number of an input: its widget's, or that of a primitive node at the other end of its link, else undefined. */
 function known(node, name) {
+  listen(node)
   const value = linked(node, name) ? widgetValue(source(node, name) ?? {}, "value") : widgetValue(node, name)
   return typeof value === "number" ? value : undefined
 }
@@ -202,20 +225,6 @@ function preview(node, [path, settingsOf, figure]) {
   return look
 }
 
-/** Have `changed` called after every change of a widget, also of those that a choice brings later. */
-function listen(node, changed) {
-  for (const widget of node.widgets) {
-    if (heard.has(widget)) continue
-    heard.add(widget)
-    const { callback } = widget
-    widget.callback = function (...args) {
-      const result = callback?.apply(this, args)
-      changed()
-      return result
-    }
-  }
-}
-
 function after(object, method, run) {
   const before = object[method]
   object[method] = function (...args) {
@@ -228,21 +237,18 @@ function after(object, method, run) {
 app.registerExtension({
   name: "KleinKit.preview",
   setup() {
-    api.addEventListener("graphChanged", () => followers.forEach((look) => look()))
+    api.addEventListener("graphChanged", changed)
     api.addEventListener("reconnected", () => followers.forEach((look) => look(true)))
   },
   nodeCreated(node) {
     if (!(node.comfyClass in PREVIEWS)) return
     const look = preview(node, PREVIEWS[node.comfyClass])
-    const changed = () => {
-      listen(node, changed)
-      // A node is not in its graph yet when it is made.
-      setTimeout(look)
+    const again = () => {
+      listen(node)
+      changed()
     }
-    after(node, "onConfigure", changed)
-    after(node, "onConnectionsChange", changed)
     after(node, "onAdded", () => followers.add(look))
     after(node, "onRemoved", () => followers.delete(look))
-    changed()
+    for (const event of ["onAdded", "onConfigure", "onConnectionsChange"]) after(node, event, again)
   },
 })
