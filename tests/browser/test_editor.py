@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from editor import choose, enter, run, values
+from editor import body, choose, enter, in_vue, run, values
 from kleinkit.nano import server as api
 from kleinkit.nano.editor import add_node, chromium, clear, open_editor
-from kleinkit.nano.workflow import NANO, for_nano, names, nodes, put, read
+from kleinkit.nano.workflow import NANO, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
@@ -33,6 +33,7 @@ def window(server):
 def renderer(window, request):
     page, _ = window
     page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", RENDERERS[request.param])
+    return request.param
 
 
 @pytest.fixture
@@ -44,6 +45,8 @@ def errors(window):
 def page(window, renderer, request):
     """The editor with an empty graph. After every test there is a screenshot, and no error of any script."""
     page, errors = window
+    # What a failed test may have left open.
+    page.keyboard.press("Escape")
     clear(page)
     yield page
     page.screenshot(path=SCREENSHOTS / f"{re.sub('[^a-z0-9-]+', '-', request.node.name)}.png")
@@ -113,7 +116,8 @@ def test_text_that_is_no_curve_is_shown_as_text(page, errors):
 
 def test_dynamic_shift_and_cfg_follow_the_sampler(page):
     kinds = ("KleinKitDynamicShift", "KleinKitCFG", "KSampler", "EmptyFlux2LatentImage")
-    shift, cfg, sampler, latent = [add_node(page, kind, 320 * x) for x, kind in enumerate(kinds)]
+    shift, cfg, sampler, latent = [
+        add_node(page, kind, 320 * (number % 3), 330 * (number // 3)) for number, kind in enumerate(kinds)]
     expect(figure(page, "example: 20 steps, 1024×1024")).to_be_visible()
     page.evaluate("""([shift, cfg, sampler, latent]) => {
         const node = (id) => app.graph.getNodeById(id)
@@ -187,12 +191,12 @@ def test_a_workflow_opens_and_keeps_its_values(page, name):
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_a_saved_workflow_keeps_what_was_typed(page, server):
+def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     node = add_node(page, "KleinKitScheduler")
     choose(page, node, "shift", "flux1")
     enter(page, node, "shift.base_shift", 0.3)
     expect(figure(page, "mu 1.15")).to_be_visible()
-    file = server.base / "user" / "default" / "workflows" / f"{HTML.replace('/', '')}.json"
+    file = server.base / "user" / "default" / "workflows" / f"{HTML} {renderer}.json"
     page.keyboard.press("Control+s")
     page.get_by_role("dialog").get_by_role("textbox").fill(file.stem)
     page.keyboard.press("Enter")
@@ -222,4 +226,33 @@ def test_help_is_in_the_info_panel(page):
     page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)
     page.get_by_test_id("info-button").click()
     expect(page.get_by_role("heading", name="What mu does")).to_be_visible()
-    page.evaluate("app.canvas.deselectAll()")
+    page.get_by_role("button", name="Toggle properties panel").click()
+
+
+@pytest.fixture(params=["ja", "zh"])
+def translated(page, request):
+    """A node, and its texts in a language, in which the editor is meanwhile."""
+    node = add_node(page, "KleinKitCFG")
+    for language in (request.param, "en"):
+        file = WORKFLOWS.parent / "locales" / language / "nodeDefs.json"
+        texts = json.loads(file.read_text("utf-8"))["KleinKitCFG"]
+        # The editor then loads its workflow anew.
+        page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+        page.wait_for_function("([id, title]) => app.graph.getNodeById(id)?.title === title",
+                               arg=[node, texts["display_name"]])
+        if language != "en":
+            yield node, texts["inputs"]
+
+
+def test_texts_are_in_the_editors_language(page, translated):
+    node, texts = translated
+    label, shown, value = page.evaluate("""(id) => {
+        const [widget] = app.graph.getNodeById(id).widgets
+        return [widget.label, widget._displayValue, widget.value]
+    }""", node)
+    choice = texts["schedule"]["options"]["constant"]
+    assert (label, value) == (texts["schedule"]["name"], "constant")
+    if in_vue(page):
+        expect(body(page, node).get_by_role("combobox", name=label, exact=True)).to_have_text(choice)
+    else:
+        assert shown == choice
