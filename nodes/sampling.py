@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import comfy.model_sampling
@@ -207,6 +208,19 @@ def predict_noise(executor, x, timestep, model_options, seed=None):
     return denoised
 
 
+@contextmanager
+def changed(options, values):
+    """Inside, some options have other values. No copy is made: other packs keep what they know of a run in the options."""
+    before = {name: options[name] for name in values if name in options}
+    options.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            options.pop(name, None)
+        options.update(before)
+
+
 def predict(executor, x, timestep, model_options, seed):
     """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
     run, guider = run_of(model_options), executor.class_obj
@@ -217,7 +231,8 @@ def predict(executor, x, timestep, model_options, seed):
     (sigma,), observed = run.read(timestep.flatten()[0])
     run.index = step_index(sigma, run.sigmas, run.index)
     step = plan_step(rules, run.index, len(run.sigmas) - 1, sigma, scale_of(guider), observed)
-    run.step, run.model_options = step, model_options
+    transformer_options = model_options["transformer_options"]
+    run.step, run.model_options = step, {**model_options, "transformer_options": {**transformer_options}}
     run.entry.clear()
     if step.zero:
         # No velocity: all predictions are x. Samplers of the cfg_pp kind take the negative's from a hook of their own.
@@ -230,13 +245,13 @@ def predict(executor, x, timestep, model_options, seed):
         run.warn("this guider has no negative, so the guidance that needs one is left out.")
         step = run.step = replace(step, cfg=1.0, passes=("cond", *{"skip"} & set(step.passes)))
 
-    options = model_options
-    if "skip" in step.passes:
-        rule = next(rule for rule in rules if isinstance(rule, SkipLayer))
-        if entry_is_certain(conds, model_options):
-            options = capture_entry(options, rule, run.entry)
+    values, patches = {}, {}
     if "uncond" in step.passes and step.cfg == 1.0:
-        options = {**options, "disable_cfg1_optimization": True}
+        values["disable_cfg1_optimization"] = True
+    if "skip" in step.passes and entry_is_certain(conds, model_options):
+        rule = next(rule for rule in rules if isinstance(rule, SkipLayer))
+        captured = capture_entry(model_options, rule, run.entry)
+        patches["patches_replace"] = captured["transformer_options"]["patches_replace"]
 
     cfg, negative_only = guider.cfg, step.passes == ("uncond",)
     try:
@@ -245,7 +260,8 @@ def predict(executor, x, timestep, model_options, seed):
             guider.conds = {**conds, "positive": conds["negative"]}
         if scale_of(guider) == cfg:
             guider.cfg = 1.0 if negative_only else step.cfg
-        denoised = executor(x, timestep, options, seed)
+        with changed(model_options, values), changed(transformer_options, patches):
+            denoised = executor(x, timestep, model_options, seed)
         run.finite |= {LATENT: finite(x), RESULT: finite(denoised)}
         return denoised
     finally:

@@ -6,6 +6,7 @@ from kleinkit.nano.inside import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 ONE_STEP = torch.tensor([0.8, 0.0])
+SIX_STEPS = torch.linspace(1.0, 0.0, 7)
 RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=False))
 ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0))
 SLERP = ("KleinKitSlerpCFG", {})
@@ -198,6 +199,23 @@ def test_a_replaced_block_is_replaced_in_the_skip_pass_too(klein, run_node):
     assert not torch.allclose(ours, run(with_nodes(run_node, klein, SKIP)), atol=1e-3)
 
 
+@pytest.mark.parametrize("node", (RENORM, SKIP, LATE), ids=lambda node: node[0])
+def test_what_another_pack_keeps_in_the_options_lasts_for_the_run(klein, run_node, node):
+    # As sd-perturbed-attention's Momentum Guidance: its average over the steps so far.
+    seen = []
+
+    def momentum(args):
+        options = args["model_options"]
+        options["momentum"] = options.get("momentum", 0) + 1
+        options["transformer_options"]["momentum"] = options["transformer_options"].get("momentum", 0) + 1
+        seen.append((options["momentum"], options["transformer_options"]["momentum"]))
+        return args["denoised"]
+
+    for _ in range(2):
+        run(hooked(with_nodes(run_node, klein, node), "post_cfg", momentum), sigmas=SIX_STEPS)
+    assert seen == 2 * [(step, step) for step in range(1, 7)]
+
+
 def override(model, cfg):
     """ComfyUI's CFGOverride, which ComfyUI before 0.26 does not have, on all of the steps."""
     from comfy.patcher_extension import WrappersMP
@@ -220,9 +238,6 @@ def test_another_node_s_cfg_counts(klein, run_node, cfg):
     expected = run(with_nodes(run_node, klein, ZERO_STAR), cfg)
     assert torch.equal(run(override(with_nodes(run_node, klein, ZERO_STAR), cfg)), expected)
     assert torch.equal(run(with_nodes(run_node, override(klein, cfg), ZERO_STAR)), expected)
-
-
-SIX_STEPS = torch.linspace(1.0, 0.0, 7)
 
 
 @pytest.mark.parametrize(
