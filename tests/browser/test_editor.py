@@ -199,9 +199,9 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     file = server.base / "user" / "default" / "workflows" / f"{HTML} {renderer}.json"
     page.keyboard.press("Control+s")
     page.get_by_role("dialog").get_by_role("textbox").fill(file.stem)
-    page.keyboard.press("Enter")
+    with page.expect_response(lambda answer: "/userdata/workflows" in answer.url and answer.request.method == "POST"):
+        page.keyboard.press("Enter")
     expect(page.get_by_text(file.stem).first).to_be_visible()
-    page.wait_for_function("!app.extensionManager.workflow.activeWorkflow.isModified")
     saved = json.loads(file.read_text("utf-8"))
     file.unlink()
     assert saved["nodes"][0]["widgets_values"] == [20, 1024, 1024, 1, "ksampler", "flux1", 0.3, 1.15, "uniform", 0]
@@ -233,10 +233,11 @@ def test_help_is_in_the_info_panel(page):
 def translated(page, request):
     """A node, and its texts in a language, in which the editor is meanwhile."""
     node = add_node(page, "KleinKitCFG")
+    # In another language the editor loads anew what it has loaded, and not what a script has added.
+    page.evaluate("app.loadGraphData(app.graph.serialize())")
     for language in (request.param, "en"):
         file = WORKFLOWS.parent / "locales" / language / "nodeDefs.json"
         texts = json.loads(file.read_text("utf-8"))["KleinKitCFG"]
-        # The editor then loads its workflow anew.
         page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
         page.wait_for_function("([id, title]) => app.graph.getNodeById(id)?.title === title",
                                arg=[node, texts["display_name"]])
