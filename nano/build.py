@@ -1,6 +1,7 @@
-"""Write a tiny Klein to disk: the architecture is FLUX.2 [klein]'s, the weights come from a seed."""
+"""Write the nano family to disk: FLUX.2 [klein]'s architecture; trained weights, and those that come from a seed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ from . import vae
 
 HEAD = 128
 QWEN_VOCABULARY = 151936
+# What the text encoder's layers add is small, so that after 27 of them each word is still itself.
+BRANCH = 0.3
+TEXT_ENCODER_SEED = 2
+# Trained: see train.py and README.md.
+SHIPPED = {role: Path(__file__).resolve().parent / "weights" / f"{role}.safetensors" for role in ("base", "distilled")}
 
 
 def transformer(seed, *, double_blocks=2, single_blocks=4, heads=1, text_width=192, channels=128):
@@ -73,8 +79,8 @@ def text_encoder(seed, *, hidden=64, layers=36, heads=1, intermediate=128, vocab
     """
     rng = np.random.RandomState(seed)
 
-    def linear(rows, columns):
-        return (rng.standard_normal((rows, columns)) / columns**0.5).astype(np.float16)
+    def linear(rows, columns, gain=1.0):
+        return (rng.standard_normal((rows, columns)) * gain / columns**0.5).astype(np.float16)
 
     weights = {"model.embed_tokens.weight": rng.standard_normal((vocabulary, hidden)).astype(np.float16),
                "model.norm.weight": np.ones(hidden, np.float16)}
@@ -88,10 +94,10 @@ def text_encoder(seed, *, hidden=64, layers=36, heads=1, intermediate=128, vocab
             f"{layer}.self_attn.q_proj.weight": linear(heads * HEAD, hidden),
             f"{layer}.self_attn.k_proj.weight": linear(heads * HEAD, hidden),
             f"{layer}.self_attn.v_proj.weight": linear(heads * HEAD, hidden),
-            f"{layer}.self_attn.o_proj.weight": linear(hidden, heads * HEAD),
+            f"{layer}.self_attn.o_proj.weight": linear(hidden, heads * HEAD, BRANCH),
             f"{layer}.mlp.gate_proj.weight": linear(intermediate, hidden),
             f"{layer}.mlp.up_proj.weight": linear(intermediate, hidden),
-            f"{layer}.mlp.down_proj.weight": linear(hidden, intermediate),
+            f"{layer}.mlp.down_proj.weight": linear(hidden, intermediate, BRANCH),
         }
     return weights
 
@@ -101,7 +107,7 @@ def knows_taef2(comfyui):
     return '"taef2"' in (comfyui / "nodes.py").read_text("utf-8")
 
 
-def build(models, comfyui, seed=0):
+def build(models, comfyui):
     """Write the nano family into a ComfyUI `models` folder, where `KleinKitLoader` and ComfyUI's loaders find it.
 
     Files that are already there are kept. A file appears under its name only when it is whole.
@@ -109,7 +115,6 @@ def build(models, comfyui, seed=0):
     Args:
         models: the folder, which need not exist.
         comfyui: the folder of the ComfyUI that is to load them.
-        seed: of the weights.
     Returns:
         `{role: path}` of the files `base`, `distilled`, `text_encoder`, `vae_encoder`, `vae_decoder` (TAEF2's), and
         `vae` (168 MB, in the format of FLUX.2's own) where that ComfyUI does not know TAEF2.
@@ -126,20 +131,16 @@ def build(models, comfyui, seed=0):
         # The demo takes a file named flux2-vae… for the real one.
         files["vae"] = models / "vae" / "flux-2-klein-nano-vae.safetensors"
     encoder, decoder = vae.taef2()
-    makers = {
-        "base": lambda: (transformer(seed), {"is_distilled": "false"}),
-        "distilled": lambda: (transformer(seed + 1), {"is_distilled": "true"}),
-        "text_encoder": lambda: (text_encoder(seed + 2), {}),
-        "vae_encoder": lambda: (encoder, {}),
-        "vae_decoder": lambda: (decoder, {}),
-        "vae": lambda: (vae.flux2(), {}),
-    }
+    makers = {"text_encoder": lambda: text_encoder(TEXT_ENCODER_SEED), "vae_encoder": lambda: encoder,
+              "vae_decoder": lambda: decoder, "vae": vae.flux2}
     for role, path in files.items():
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights, metadata = makers[role]()
         partial = path.with_suffix(".partial")
-        save_file(weights, partial, {"format": "pt", "kleinkit": json.dumps({"nano": role, "seed": seed}), **metadata})
+        if role in SHIPPED:
+            shutil.copyfile(SHIPPED[role], partial)
+        else:
+            save_file(makers[role](), partial, {"format": "pt", "kleinkit": json.dumps({"nano": role})})
         partial.replace(path)
     return files

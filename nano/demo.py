@@ -17,7 +17,7 @@ from .build import build
 from .workflow import as_prompt, change, for_nano, read
 
 DEMO = Path(__file__).resolve().parent.parent / ".demo"
-FIRST = "klein-first-picture"
+FIRST, STUDY = "klein-first-picture", "klein-guidance-study"
 # A folder of custom nodes that holds nothing but the workflow as this server can run it.
 TEMPLATES = "KleinKitDemo"
 BAR = 30
@@ -59,6 +59,11 @@ def first_picture(klein=None):
     return graph
 
 
+def to_run(klein):
+    """The workflow of the demo: an installed Klein's first picture, or what cfg does to the nano family's."""
+    return first_picture(klein) if klein else for_nano(read(STUDY))
+
+
 @contextlib.contextmanager
 def with_comfyui(base, port=0):
     """The found ComfyUI with KleinKit, the nano family and that ComfyUI's own models, in a base directory of ours."""
@@ -96,8 +101,10 @@ def demo():
     with (tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
           with_comfyui(Path(base)) as server):
         klein = installed_klein(server)
-        print(f"Model: {klein}" if klein else "Model: the nano Klein (random weights: the picture shows no apple)")
-        prompt = as_prompt(first_picture(klein))
+        print(f"Model: {klein or 'nano-base, a tiny Klein that draws shapes (nano/README.md)'}")
+        prompt = as_prompt(to_run(klein))
+        for text in {node["inputs"]["text"] for node in prompt.values() if node["class_type"] == "CLIPTextEncode"} - {""}:
+            print(f"Prompt: {text}")
         outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
         print()
         if outcome.error:

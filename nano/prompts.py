@@ -1,0 +1,60 @@
+"""The prompts of the nano world as the nano text encoder embeds them, in the real ComfyUI."""
+
+import importlib
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from . import world
+
+LENGTH = 512
+# A prompt of the world fills so many tokens with Klein's chat template; the rest is padding.
+FIXED = 24
+# The row of the empty prompt.
+UNCONDITIONAL = -1
+SOME_PADDING = 48
+AT_ONCE = 16
+
+
+class Table(NamedTuple):
+    """`text` [prompts, L, 192] at `positions` [L] of the 512: a prompt's own tokens, then some of its padding."""
+
+    text: torch.Tensor
+    positions: torch.Tensor
+
+    def row(self, scenes):
+        """Rows of scenes [N, 5]."""
+        return np.ravel_multi_index(np.asarray(scenes).T, [len(names) for names in world.ATTRIBUTES.values()])
+
+
+def encode(text_encoder, sentences):
+    """Embeddings of sentences.
+
+    Args:
+        text_encoder: path of the nano text encoder.
+        sentences: list of str.
+    Yields:
+        [n, 512, 192] for each `AT_ONCE` of them.
+    """
+    clip = importlib.import_module("..nodes.loading", __package__).text_encoder([text_encoder], trim=True)
+    for i in range(0, len(sentences), AT_ONCE):
+        tokens = [clip.tokenize(sentence) for sentence in sentences[i:i + AT_ONCE]]
+        # ComfyUI encodes the pieces of one prompt as a batch, and joins what comes out.
+        together = {key: [piece for one in tokens for piece in one[key]] for key in tokens[0]}
+        yield clip.encode_from_tokens(together).reshape(len(tokens), LENGTH, -1)
+
+
+def embeddings(text_encoder):
+    """The table of all prompts of the world, and of the empty one in its last row.
+
+    Args:
+        text_encoder: path of the nano text encoder.
+    """
+    rng = np.random.RandomState(0)
+    padding = np.sort(rng.choice(np.arange(FIXED, LENGTH), SOME_PADDING, replace=False))
+    positions = torch.from_numpy(np.concatenate([np.arange(FIXED), padding]))
+    scenes = itertools.product(*(range(len(names)) for names in world.ATTRIBUTES.values()))
+    sentences = [*map(world.prompt, scenes), ""]
+    return Table(torch.cat([text[:, positions].half() for text in encode(text_encoder, sentences)]), positions)

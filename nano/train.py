@@ -1,0 +1,374 @@
+"""Train the nano family from nothing: `python tasks.py nano --train`. Stops at any time, and goes on where it was."""
+
+import copy
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import Flux2Transformer2DModel
+from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..checkpoint.klein import layout, original_weight
+from ..scheduler.schedule import Schedule, make
+from . import build, metrics, world
+from .prompts import FIXED, UNCONDITIONAL, Table, embeddings
+from .vae import COLOURS, LATENT_SCALE
+
+STATE = Path(__file__).resolve().parent.parent / ".nano"
+SEED = 0
+VERSION = 1
+DOUBLE_BLOCKS, SINGLE_BLOCKS, CHANNELS = 2, 4, 128
+TOKENS = world.CELLS // 2
+# Of the latent's 128 channels, those that the VAE writes; the others are always zero.
+SIGNAL = COLOURS * 4
+SILENT_WEIGHT = 0.1
+UNCONDITIONAL_SHARE = 0.1
+# Of the training's sigmas: the logistic function of a normal variable (mean, standard deviation).
+LOGIT_NORMAL = (1.2, 1.3)
+EMA = 0.9985
+WARMUP, DECAY = 200, 0.55
+SAVE_SECONDS = 180
+
+
+def latents(pictures):
+    """Latents as the nano VAE encodes pictures.
+
+    Args:
+        pictures: float array [N, 16, 16, 3], −1 to 1.
+    Returns:
+        [N, 64, 128] tokens.
+    """
+    count = len(pictures)
+    packed = pictures.reshape(count, TOKENS, 2, TOKENS, 2, COLOURS).transpose(0, 1, 3, 5, 2, 4)
+    tokens = np.zeros((count, TOKENS * TOKENS, CHANNELS), np.float32)
+    tokens[..., :SIGNAL] = LATENT_SCALE * packed.reshape(count, TOKENS * TOKENS, SIGNAL)
+    return torch.from_numpy(tokens)
+
+
+def pictures(tokens):
+    """The inverse of `latents`: [N, 16, 16, 3], −1 to 1."""
+    packed = tokens[..., :SIGNAL].float().numpy() / LATENT_SCALE
+    return packed.reshape(-1, TOKENS, TOKENS, COLOURS, 2, 2).transpose(0, 1, 4, 2, 5, 3).reshape(
+        -1, world.CELLS, world.CELLS, COLOURS)
+
+
+def new_model():
+    return Flux2Transformer2DModel(
+        attention_head_dim=128, num_attention_heads=1, num_layers=DOUBLE_BLOCKS, num_single_layers=SINGLE_BLOCKS,
+        joint_attention_dim=192, in_channels=CHANNELS, guidance_embeds=False, axes_dims_rope=(32, 32, 32, 32),
+        rope_theta=2000)
+
+
+def start(model):
+    """Weights to start from: `build.transformer`'s, but with blocks that at first return what they get."""
+    with torch.no_grad():
+        original = {key: torch.from_numpy(array) for key, array in build.transformer(SEED).items()}
+        own = dict(model.named_parameters())
+        for key, (_, names) in layout(DOUBLE_BLOCKS, SINGLE_BLOCKS).items():
+            for name, part in zip(names, original[key].chunk(len(names)), strict=True):
+                own[name].copy_(part * (0.0 if "modulation" in key or key == "final_layer.linear.weight" else 1.0))
+
+
+def velocity(model, x, sigma, text, positions, pads):
+    """What the model predicts.
+
+    Args:
+        x: [N, 64, 128].
+        sigma: [N].
+        text: [N, L, 192], the prompt's first tokens and some of its padding.
+        positions: [L], theirs among the 512.
+        pads: of how many tokens of padding each of those stands for, as a logarithm: added to their attention scores.
+    """
+    rows = torch.zeros(len(positions), 4)
+    rows[:, 3] = positions
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(TOKENS), torch.arange(TOKENS), torch.arange(1)).float()
+    bias = torch.zeros(1, 1, 1, len(positions) + len(grid))
+    bias[..., FIXED:len(positions)] = pads
+    return model(hidden_states=x, encoder_hidden_states=text, timestep=sigma, img_ids=grid, txt_ids=rows, guidance=None,
+                 return_dict=False, joint_attention_kwargs={"attention_mask": bias} if pads else {})[0]
+
+
+def some_padding(table, count, rng):
+    """Columns of the embeddings' table: the prompt's own tokens, and `count` of its padding; positions; weight."""
+    kept = np.sort(rng.choice(np.arange(FIXED, len(table.positions)), count, replace=False))
+    columns = np.concatenate([np.arange(FIXED), kept])
+    return torch.from_numpy(columns), table.positions[columns].float(), float(np.log((512 - FIXED) / count))
+
+
+def misname(scenes, share, rng, held_out):
+    """Captions with a share of each attribute named at random, but never a held-out scene."""
+    captions = scenes.copy()
+    again = np.ones(len(scenes), bool)
+    while again.any():
+        for i, names in enumerate(world.ATTRIBUTES.values()):
+            wrong = rng.uniform(size=len(scenes)) < share
+            named = np.where(wrong, rng.randint(len(names), size=len(scenes)), scenes[:, i])
+            captions[again, i] = named[again]
+        again = held_out[tuple(captions.T)]
+    return captions
+
+
+def mismatch(captions, share, rng, scenes):
+    """Captions of which a share belongs to another picture."""
+    others = scenes[rng.randint(len(scenes), size=len(captions))]
+    return np.where(rng.uniform(size=(len(captions), 1)) < share, others, captions)
+
+
+def batch_of(step, options, data):
+    """The step's own random stream, and from it scenes to train on and their latents."""
+    rng = np.random.RandomState([SEED, options["stage"], step])
+    chosen = data[0][rng.randint(len(data[0]), size=options["batch"])]
+    return rng, chosen, latents(world.draw(chosen, rng))
+
+
+def training_data():
+    """Scenes to train on [N, 5], and for each combination of attributes whether it is held out."""
+    known, unknown = world.scenes()
+    held_out = np.zeros([len(names) for names in world.ATTRIBUTES.values()], bool)
+    held_out[tuple(unknown.T)] = True
+    return known, held_out
+
+
+def normal(rng, *shape):
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+
+def base_loss(model, table, step, options, data):
+    """The flow-matching loss of one batch: v = noise − data at a random sigma."""
+    rng, chosen, clean = batch_of(step, options, data)
+    captions = misname(chosen, options["misnamed"] if step >= options["clean"] else 0.0, rng, data[1])
+    sigma = torch.sigmoid(LOGIT_NORMAL[0] + LOGIT_NORMAL[1] * normal(rng, len(clean)))
+    noise = normal(rng, *clean.shape)
+    columns, positions, weight = some_padding(table, options["pads"], rng)
+    if options["mismatched"]:
+        captions = mismatch(captions, options["mismatched"], rng, data[0])
+    rows = table.row(captions)
+    rows[rng.uniform(size=len(rows)) < UNCONDITIONAL_SHARE] = UNCONDITIONAL
+    at = sigma[:, None, None]
+    v = velocity(model, (1 - at) * clean + at * noise, sigma, table.text[rows][:, columns].float(), positions, weight)
+    error = (v.float() - (noise - clean)).square()
+    return error[..., :SIGNAL].mean() + SILENT_WEIGHT * error[..., SIGNAL:].mean()
+
+
+def optimisers(model, rate):
+    """Muon for the matrices of the blocks, AdamW for the rest."""
+    inside = {name for name, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in name}
+    muon = [p for name, p in model.named_parameters() if name in inside]
+    adam = [p for name, p in model.named_parameters() if name not in inside]
+    return (torch.optim.Muon(muon, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(adam, lr=rate, betas=(0.9, 0.98), weight_decay=0.0))
+
+
+def rate_at(step, steps):
+    return min(1, (step + 1) / WARMUP, max(0.02, (steps - step) / (DECAY * steps)))
+
+
+def save(path, model, ema, optimisers, step, seconds):
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"ema.{name}": p.detach() for name, p in ema.named_parameters()}
+    for i, optimiser in enumerate(optimisers):
+        for number, values in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{number}.{key}": value for key, value in values.items()}
+    partial = path.with_suffix(".partial")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, partial,
+              {"step": str(step), "seconds": f"{seconds:.0f}"})
+    partial.replace(path)
+
+
+def restore(path, model, ema, optimisers):
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    for prefix, target in (("model.", model), ("ema.", ema)):
+        target.load_state_dict({key[len(prefix):]: value for key, value in tensors.items() if key.startswith(prefix)})
+    for i, optimiser in enumerate(optimisers):
+        state = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimiser.{i}."):
+                _, _, number, name = key.split(".")
+                state.setdefault(int(number), {})[name] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"]), float(file.metadata()["seconds"])
+
+
+def run(stage, loss_of, model, options, report=None):
+    """One stage of training, from its last saved state on; its EMA."""
+    ema = copy.deepcopy(model).requires_grad_(False)
+    both = optimisers(model, options["rate"])
+    path, step, seconds = STATE / f"{stage}.safetensors", 0, 0.0
+    if path.exists():
+        step, seconds = restore(path, model, ema, both)
+    saved = began = time.monotonic() - seconds
+    saved += seconds
+    recent = []
+    while step < options["until"]:
+        for optimiser in both:
+            for group in optimiser.param_groups:
+                group["lr"] = options["rate"] * rate_at(step, options["steps"])
+        # Half the time of float32 on CPUs that have bfloat16; plain attention is faster there than the fused one.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            loss = loss_of(model, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in both:
+            optimiser.step()
+            optimiser.zero_grad()
+        step += 1
+        with torch.no_grad():
+            decay = min(EMA, step / (step + 10))
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        recent.append(loss.item())
+        now = time.monotonic()
+        if step % 50 == 0 or step == options["until"]:
+            with (STATE / f"{stage}.csv").open("a", newline="") as stream:
+                csv.writer(stream).writerow([step, f"{np.mean(recent):.5f}", f"{now - began:.0f}"])
+            print(f"{stage}: {step}/{options['steps']} loss {np.mean(recent):.4f} {now - began:.0f} s", flush=True)
+            recent = []
+        if report and step % options["report"] == 0:
+            report(ema, step)
+        if now - saved > SAVE_SECONDS or step == options["until"]:
+            save(path, model, ema, both, step, now - began)
+            saved = now
+    return ema
+
+
+def sigmas_of(steps):
+    """KleinKit's sigmas of a run at the world's size."""
+    side = world.CELLS * world.CELL
+    return torch.from_numpy(np.asarray(make(Schedule(steps=steps, width=side, height=side), TOKENS**2)[0])).float()
+
+
+@torch.no_grad()
+def guided(model, x, sigma, text, empty, positions, weight, cfg):
+    """The guided velocity; at cfg 1 without the empty prompt's pass."""
+    at = sigma.expand(len(x))
+    if cfg == 1:
+        return velocity(model, x, at, text, positions, weight)
+    v_c, v_u = velocity(model, torch.cat([x, x]), torch.cat([at, at]), torch.cat([text, empty]), positions,
+                        weight).chunk(2)
+    return v_u + cfg * (v_c - v_u)
+
+
+def sample(model, table, scenes, steps, cfg, seed=0, padding=16):
+    """Pictures [N, 16, 16, 3], −1 to 1, of scenes by Euler steps."""
+    rng = np.random.RandomState(seed)
+    columns, positions, weight = some_padding(table, padding, rng)
+    x = normal(rng, len(scenes), TOKENS**2, CHANNELS)
+    text = table.text[table.row(scenes)][:, columns].float()
+    empty = table.text[UNCONDITIONAL, columns].float().expand_as(text)
+    sigmas = sigmas_of(steps)
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = x + (after - sigma) * guided(model, x, sigma, text, empty, positions, weight, cfg)
+    return pictures(x)
+
+
+def report(table, *settings):
+    """A function that prints what a model draws for 64 held-out prompts, at each (steps, cfg)."""
+    rng = np.random.RandomState(1)
+    unknown = world.scenes()[1]
+    scenes = unknown[rng.choice(len(unknown), 64, replace=False)]
+
+    def show(model, step):
+        for steps, cfg in settings:
+            shares = metrics.adherence(metrics.from_signed(sample(model, table, scenes, steps, cfg)), scenes)
+            print(f"  {steps} steps, cfg {cfg}: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()),
+                  flush=True)
+
+    return show
+
+
+def distill_loss(model, table, step, options, data, teacher):
+    """How far one long step is from the teacher's short guided steps over the same span of sigma.
+
+    The student learns the mean velocity of its teacher between two sigmas of the schedule that it will run with, as in
+    Progressive Distillation (Salimans and Ho 2022), with guidance in the teacher as in Meng et al. 2023.
+    """
+    rng, chosen, clean = batch_of(step, options, data)
+    columns, positions, weight = some_padding(table, options["pads"], rng)
+    sigmas = sigmas_of(DISTILLED_STEPS)
+    part = step % DISTILLED_STEPS
+    first, last = sigmas[part], sigmas[part + 1]
+    text = table.text[table.row(chosen)][:, columns].float()
+    empty = table.text[UNCONDITIONAL, columns].float().expand_as(text)
+    noise = normal(rng, *clean.shape)
+    start = (1 - first) * clean + first * noise
+    if step // DISTILLED_STEPS % 2:
+        # Half of the time, from where the student itself gets to.
+        start = noise
+        with torch.no_grad():
+            for sigma, after in zip(sigmas[:part], sigmas[1:part + 1], strict=True):
+                at = sigma.expand(len(start))
+                start = start + (after - sigma) * velocity(model, start, at, text, positions, weight).float()
+    x = start
+    between = torch.linspace(first, last, options["teacher_steps"] + 1)
+    for sigma, after in zip(between[:-1], between[1:], strict=True):
+        x = x + (after - sigma) * guided(teacher, x, sigma, text, empty, positions, weight, options["cfg"])
+    v = velocity(model, start, first.expand(len(start)), text, positions, weight)
+    error = (v.float() - (x - start) / (last - first)).square()
+    return error[..., :SIGNAL].mean() + SILENT_WEIGHT * error[..., SIGNAL:].mean()
+
+
+# First the words, without noise until `clean`; then captions as the web's, of which a third belong to other pictures.
+WORDS = {"stage": 1, "steps": 3600, "until": 2954, "batch": 32, "pads": 4, "rate": 3e-3, "report": 500,
+         "clean": 1800, "misnamed": 0.3, "mismatched": 0.0}
+BASE = {"stage": 2, "steps": 1500, "until": 1500, "batch": 32, "pads": 4, "rate": 2e-3, "report": 250,
+        "clean": 0, "misnamed": 0.0, "mismatched": 0.35}
+DISTILLED = {"stage": 3, "steps": 500, "until": 500, "batch": 16, "pads": 4, "rate": 1e-3, "report": 250,
+             "teacher_steps": 3, "cfg": 3.5}
+DISTILLED_STEPS = 4
+
+
+def ship(role, ema, options):
+    """Write the model that the pack ships: bfloat16, under the original names, with where it comes from.
+
+    Returns:
+        Its path.
+    """
+    own = ema.state_dict()
+    weights = {key: original_weight(key, [own[name] for name in names]).bfloat16()
+               for key, (_, names) in layout(DOUBLE_BLOCKS, SINGLE_BLOCKS).items()}
+    made = {"nano": role, "seed": SEED, "data_version": world.VERSION, "code_version": VERSION, **options}
+    build.SHIPPED[role].parent.mkdir(exist_ok=True)
+    partial = build.SHIPPED[role].with_suffix(".partial")
+    save_file(weights, partial, {"format": "pt", "is_distilled": str(role == "distilled").lower(),
+                                 "kleinkit": json.dumps(made)})
+    partial.replace(build.SHIPPED[role])
+    return build.SHIPPED[role]
+
+
+def table_of(text_encoder):
+    path = STATE / "embeddings.safetensors"
+    if not path.exists():
+        save_file(embeddings(text_encoder)._asdict(), path)
+    return Table(**load_file(path))
+
+
+def trainable(model):
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def train():
+    """Both models, from nothing or from where an earlier call was stopped; they are written where the pack ships them."""
+    STATE.mkdir(exist_ok=True)
+    text_encoder = STATE / "qwen_3_nano.safetensors"
+    if not text_encoder.exists():
+        weights = build.text_encoder(build.TEXT_ENCODER_SEED)
+        save_file({key: torch.from_numpy(array) for key, array in weights.items()}, text_encoder)
+    table, data = table_of(text_encoder), training_data()
+    torch.manual_seed(SEED)
+    model = new_model()
+    start(model)
+    base = model
+    for name, options in (("words", WORDS), ("base", BASE)):
+        base = run(name, lambda model, step, options=options: base_loss(model, table, step, options, data),
+                   trainable(base), options, report(table, (10, 1), (10, 4)))
+    ship("base", base, BASE)
+    student = run("distilled", lambda model, step: distill_loss(model, table, step, DISTILLED, data, base), trainable(base),
+                  DISTILLED, report(table, (4, 1), (4, 5)))
+    ship("distilled", student, DISTILLED)
+
