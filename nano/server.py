@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -197,7 +198,7 @@ def queue(server, prompt, on_event=None, timeout=600):
     """
     start = server.log.stat().st_size
     try:
-        outputs, error = asyncio.run(asyncio.wait_for(_follow(server, prompt, on_event), timeout))
+        outputs, error = asyncio.run(asyncio.wait_for(follow(server.url, prompt, on_event), timeout))
     except asyncio.TimeoutError:
         raise _died(server, f"ComfyUI did not finish a prompt within {timeout} seconds") from None
     except (aiohttp.ClientError, ConnectionError) as reason:
@@ -205,11 +206,22 @@ def queue(server, prompt, on_event=None, timeout=600):
     return Outcome(outputs, error, read_log(server.log, start))
 
 
-async def _follow(server, prompt, on_event):
+async def follow(url, prompt, on_event=None, heartbeat=None):
+    """Queue a prompt on a server of any machine, and wait until it is done.
+
+    Args:
+        url: of the server.
+        prompt, on_event: as of `queue`.
+        heartbeat: seconds after which a machine that says nothing any more counts as gone.
+    Returns:
+        `(outputs, error)` of `Outcome`.
+    Raises:
+        aiohttp.ClientError, ConnectionError: the server does not answer, or ended before the prompt was done.
+    """
     client, error = uuid.uuid4().hex, None
     async with aiohttp.ClientSession() as session, session.ws_connect(
-            f"{server.url}/ws?clientId={client}", max_msg_size=0) as events:
-        async with session.post(f"{server.url}/prompt", json={"prompt": prompt, "client_id": client}) as answer:
+            f"{url}/ws?clientId={client}", max_msg_size=0, heartbeat=heartbeat) as events:
+        async with session.post(f"{url}/prompt", json={"prompt": prompt, "client_id": client}) as answer:
             body = await answer.json()
             if answer.status != 200:
                 return {}, body
@@ -228,9 +240,15 @@ async def _follow(server, prompt, on_event):
                 break
         else:
             raise ConnectionError("the websocket was closed")
-        async with session.get(f"{server.url}/history/{body['prompt_id']}") as answer:
+        async with session.get(f"{url}/history/{body['prompt_id']}") as answer:
             history = await answer.json()
     return history[body["prompt_id"]]["outputs"], error
+
+
+def download(server, image):
+    """The bytes of a picture, one of `images` in an output."""
+    with _open(f"{server.url}/view?{urllib.parse.urlencode(image)}", timeout=60) as answer:
+        return answer.read()
 
 
 def sentences(error):

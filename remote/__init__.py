@@ -1,0 +1,1 @@
+"""ComfyUI servers on several machines."""
