@@ -221,6 +221,20 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
     assert (server.base / picture["type"] / picture["subfolder"] / picture["filename"]).is_file()
 
 
+def test_a_probe_draws_a_run_while_it_goes(page):
+    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("klein-probe-and-report")))
+    expect(figure(page, "No run yet.")).to_be_attached()
+    page.evaluate("""() => {
+        window.drawn = []
+        const figure = document.querySelector('.kleinkit-figure[aria-label="No run yet."]')
+        new MutationObserver(() => drawn.push(figure.getAttribute("aria-label"))).observe(figure, { attributes: true })
+    }""")
+    assert run(page)["type"] == "execution_success"
+    page.wait_for_function("/step (\\d+) of \\1:/.test(drawn.at(-1))")
+    steps = [int(re.search(r"step (\d+) of", text)[1]) for text in page.evaluate("drawn") if "step" in text]
+    assert steps == sorted(steps) and len(set(steps)) > 2
+
+
 def test_help_is_in_the_info_panel(page):
     node = add_node(page, "KleinKitScheduler")
     page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)

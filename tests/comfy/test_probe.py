@@ -113,7 +113,7 @@ def test_the_measures_by_their_formulas(probed, klein):
 @pytest.mark.parametrize("nodes, cfg, missing", [
     ((), 1.0, {"uncond_norm", "cosine", "alpha"}), ((NEGATIVE,), 4.0, {"cond_norm", "cosine", "alpha", "norm_ratio"}),
     ((), 4.0, set()),
-], ids=str)
+], ids=["negative", "positive", "nothing"])
 def test_what_did_not_run_is_null(probed, nodes, cfg, missing):
     model, probe = probed(after=nodes)
     run(model, cfg)
