@@ -221,9 +221,15 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
     assert (server.base / picture["type"] / picture["subfolder"] / picture["filename"]).is_file()
 
 
-def test_a_probe_draws_a_run_while_it_goes(page):
+def test_a_probe_draws_a_run_while_it_goes(page, server):
+    api.forget(server)
     page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("klein-probe-and-report")))
-    expect(figure(page, "No run yet.")).to_be_attached()
+    # From afar the editor draws no widgets.
+    page.evaluate("""() => {
+        app.canvas.ds.scale = 1
+        app.canvas.centerOnNode(app.graph.nodes.find((node) => node.type === "KleinKitProbe"))
+    }""")
+    expect(figure(page, "No run yet.")).to_be_visible()
     page.evaluate("""() => {
         window.drawn = []
         const figure = document.querySelector('.kleinkit-figure[aria-label="No run yet."]')
@@ -253,8 +259,8 @@ def translated(page, request):
         file = WORKFLOWS.parent / "locales" / language / "nodeDefs.json"
         texts = json.loads(file.read_text("utf-8"))["KleinKitCFG"]
         page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
-        page.wait_for_function("([id, title]) => app.graph.getNodeById(id)?.title === title",
-                               arg=[node, texts["display_name"]])
+        page.wait_for_function("([id, label]) => app.graph.getNodeById(id)?.widgets[0].label === label",
+                               arg=[node, texts["inputs"]["schedule"]["name"]])
         if language != "en":
             yield node, texts["inputs"]
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from kleinkit.nano.build import transformer as weights
 from kleinkit.nano.inside import random_klein
-from safetensors.torch import load_file
 from sampling import (
     comfy_run,
     conditioning,
@@ -74,15 +74,13 @@ RULES = {
 
 
 @pytest.fixture(scope="module")
-def transformer(models):
-    return diffusers_transformer(load_file(models["base"]))
+def transformer():
+    return diffusers_transformer({key: torch.from_numpy(array) for key, array in weights(0).items()})
 
 
 @pytest.fixture(scope="module")
-def klein(comfy, models):
-    import comfy.sd
-
-    return lambda dtype=torch.float32: comfy.sd.load_diffusion_model(str(models["base"]), {"dtype": dtype})
+def klein(comfy):
+    return lambda dtype=torch.float32: random_klein(dtype=dtype)
 
 
 def prompts(references):

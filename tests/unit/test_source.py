@@ -17,7 +17,7 @@ SCRIPTS = [path for path in SHIPPED if path.suffix == ".js"]
 # What of the standard library neither runs programs, nor talks to others, nor makes objects out of bytes.
 HARMLESS = {"bisect", "collections", "contextlib", "copy", "dataclasses", "decimal", "enum", "functools", "inspect", "io",
             "itertools", "json", "logging", "math", "os", "pathlib", "re", "stat", "struct", "time", "typing"}
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "nodes", "server"}
 IMPORTED_AS = {"PIL": "pillow"}
 OF_OS = {"os.path", "os.stat", "os.fstat"}
 NEVER = {"eval", "exec", "compile", "__import__", "breakpoint", "torch.load", "numpy.load", "np.load"}
