@@ -249,7 +249,7 @@ def test_help_is_in_the_info_panel(page):
     page.get_by_role("button", name="Toggle properties panel").click()
 
 
-@pytest.fixture(params=["ja", "zh"])
+@pytest.fixture(params=["ja"])
 def translated(page, request):
     """A node, and its texts in a language, in which the editor is meanwhile."""
     node = add_node(page, "KleinKitCFG")
