@@ -1,7 +1,6 @@
 """The prompts of the nano world as the nano text encoder embeds them, in the real ComfyUI."""
 
 import importlib
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ class Table(NamedTuple):
 
     def row(self, scenes):
         """Rows of scenes [N, 5]."""
-        return np.ravel_multi_index(np.asarray(scenes).T, [len(names) for names in world.ATTRIBUTES.values()])
+        return np.ravel_multi_index(np.asarray(scenes).T, world.COUNTS)
 
 
 def encode(text_encoder, sentences):
@@ -55,6 +54,5 @@ def embeddings(text_encoder):
     rng = np.random.RandomState(0)
     padding = np.sort(rng.choice(np.arange(FIXED, LENGTH), SOME_PADDING, replace=False))
     positions = torch.from_numpy(np.concatenate([np.arange(FIXED), padding]))
-    scenes = itertools.product(*(range(len(names)) for names in world.ATTRIBUTES.values()))
-    sentences = [*map(world.prompt, scenes), ""]
+    sentences = [*map(world.prompt, np.ndindex(*world.COUNTS)), ""]
     return Table(torch.cat([text[:, positions].half() for text in encode(text_encoder, sentences)]), positions)

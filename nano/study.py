@@ -11,13 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..scheduler.schedule import Schedule, make
 from . import metrics, world
 from .build import build
 from .inside import enter
 from .prompts import encode
 from .publish import publish
-from .train import CHANNELS, STATE, TOKENS, pictures, train
+from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of, train
 
 SEED = 0
 AT_ONCE = 8
@@ -70,12 +69,6 @@ def measure(bench, model, sigmas, cfg):
             "passes": sum(rows) / len(bench.noise), "seconds": time.monotonic() - start}
 
 
-def dynamic(steps):
-    """KleinKitScheduler's sigmas at the world's size."""
-    side = world.CELLS * world.CELL
-    return torch.from_numpy(make(Schedule(steps=steps, width=side, height=side), TOKENS**2)[0])
-
-
 def settings(load):
     """What is measured.
 
@@ -86,7 +79,7 @@ def settings(load):
     """
     nodes = importlib.import_module("..nodes.guidance", __package__)
     samplers = importlib.import_module("comfy.samplers")
-    base, twenty = load("base", "ignore"), dynamic(RUN_STEPS)
+    base, twenty = load("base", "ignore"), sigmas_of(RUN_STEPS)
 
     def cfg_node(schedule, **inputs):
         return nodes.KleinKitCFG.execute(base, {"schedule": schedule, **inputs}, "conditional")[0]
@@ -113,14 +106,14 @@ def settings(load):
     guarded, unguarded = load("distilled", "ignore"), load("distilled", "allow")
     for cfg in (RUN_CFG, 1, 50):
         yield "headline", f"nano-base, 20 steps, cfg {cfg}", base, twenty, cfg
-    yield "headline", "nano-distilled, 4 steps, cfg 1", guarded, dynamic(4), 1
+    yield "headline", "nano-distilled, 4 steps, cfg 1", guarded, sigmas_of(4), 1
     for cfg in CFGS:
         yield "cfg", f"{cfg:g}", base, twenty, cfg
-    yield "distilled", "cfg 1", guarded, dynamic(4), 1
-    yield "distilled", "cfg 5, guarded", guarded, dynamic(4), 5
-    yield "distilled", "cfg 5, not guarded", unguarded, dynamic(4), 5
+    yield "distilled", "cfg 1", guarded, sigmas_of(4), 1
+    yield "distilled", "cfg 5, guarded", guarded, sigmas_of(4), 5
+    yield "distilled", "cfg 5, not guarded", unguarded, sigmas_of(4), 5
     for steps in STEPS:
-        yield "steps", f"{steps}, dynamic", base, dynamic(steps), RUN_CFG
+        yield "steps", f"{steps}, dynamic", base, sigmas_of(steps), RUN_CFG
         static = samplers.calculate_sigmas(base.get_model_object("model_sampling"), "simple", steps)
         yield "steps", f"{steps}, static", base, static, RUN_CFG
     for name, model in cheaper.items():

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import Flux2Transformer2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 
 from ..checkpoint.klein import layout, original_weight
 from ..scheduler.schedule import Schedule, make
@@ -104,9 +106,9 @@ def misname(scenes, share, rng, held_out):
     captions = scenes.copy()
     again = np.ones(len(scenes), bool)
     while again.any():
-        for i, names in enumerate(world.ATTRIBUTES.values()):
+        for i, count in enumerate(world.COUNTS):
             wrong = rng.uniform(size=len(scenes)) < share
-            named = np.where(wrong, rng.randint(len(names), size=len(scenes)), scenes[:, i])
+            named = np.where(wrong, rng.randint(count, size=len(scenes)), scenes[:, i])
             captions[again, i] = named[again]
         again = held_out[tuple(captions.T)]
     return captions
@@ -128,13 +130,18 @@ def batch_of(step, options, data):
 def training_data():
     """Scenes to train on [N, 5], and for each combination of attributes whether it is held out."""
     known, unknown = world.scenes()
-    held_out = np.zeros([len(names) for names in world.ATTRIBUTES.values()], bool)
+    held_out = np.zeros(world.COUNTS, bool)
     held_out[tuple(unknown.T)] = True
     return known, held_out
 
 
 def normal(rng, *shape):
     return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+
+def weighted(error):
+    """The mean of squared errors [N, 64, 128] of velocities, with the silent channels at their weight."""
+    return error[..., :SIGNAL].mean() + SILENT_WEIGHT * error[..., SIGNAL:].mean()
 
 
 def base_loss(model, table, step, options, data):
@@ -150,8 +157,7 @@ def base_loss(model, table, step, options, data):
     rows[rng.uniform(size=len(rows)) < UNCONDITIONAL_SHARE] = UNCONDITIONAL
     at = sigma[:, None, None]
     v = velocity(model, (1 - at) * clean + at * noise, sigma, table.text[rows][:, columns].float(), positions, weight)
-    error = (v.float() - (noise - clean)).square()
-    return error[..., :SIGNAL].mean() + SILENT_WEIGHT * error[..., SIGNAL:].mean()
+    return weighted((v.float() - (noise - clean)).square())
 
 
 def optimisers(model, rate):
@@ -180,8 +186,6 @@ def save(path, model, ema, optimisers, step, seconds):
 
 
 def restore(path, model, ema, optimisers):
-    from safetensors import safe_open
-
     tensors = load_file(path)
     for prefix, target in (("model.", model), ("ema.", ema)):
         target.load_state_dict({key[len(prefix):]: value for key, value in tensors.items() if key.startswith(prefix)})
@@ -205,7 +209,7 @@ def run(stage, loss_of, model, options, report=None):
         step, seconds = restore(path, model, ema, both)
     saved = began = time.monotonic() - seconds
     saved += seconds
-    recent = []
+    recent, bar = [], tqdm(total=options["until"], initial=step, desc=stage, unit="step")
     while step < options["until"]:
         for optimiser in both:
             for group in optimiser.param_groups:
@@ -219,6 +223,7 @@ def run(stage, loss_of, model, options, report=None):
             optimiser.step()
             optimiser.zero_grad()
         step += 1
+        bar.update()
         with torch.no_grad():
             decay = min(EMA, step / (step + 10))
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
@@ -227,20 +232,21 @@ def run(stage, loss_of, model, options, report=None):
         if step % 50 == 0 or step == options["until"]:
             with (STATE / f"{stage}.csv").open("a", newline="") as stream:
                 csv.writer(stream).writerow([step, f"{np.mean(recent):.5f}", f"{now - began:.0f}"])
-            print(f"{stage}: {step}/{options['steps']} loss {np.mean(recent):.4f} {now - began:.0f} s", flush=True)
+            bar.set_postfix(loss=f"{np.mean(recent):.4f}")
             recent = []
         if report and step % options["report"] == 0:
             report(ema, step)
         if now - saved > SAVE_SECONDS or step == options["until"]:
             save(path, model, ema, both, step, now - began)
             saved = now
+    bar.close()
     return ema
 
 
 def sigmas_of(steps):
     """KleinKit's sigmas of a run at the world's size."""
     side = world.CELLS * world.CELL
-    return torch.from_numpy(np.asarray(make(Schedule(steps=steps, width=side, height=side), TOKENS**2)[0])).float()
+    return torch.from_numpy(make(Schedule(steps=steps, width=side, height=side), TOKENS**2)[0])
 
 
 @torch.no_grad()
@@ -276,8 +282,8 @@ def report(table, *settings):
     def show(model, step):
         for steps, cfg in settings:
             shares = metrics.adherence(metrics.from_signed(sample(model, table, scenes, steps, cfg)), scenes)
-            print(f"  {steps} steps, cfg {cfg}: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()),
-                  flush=True)
+            tqdm.write(f"  {steps} steps, cfg {cfg}: "
+                       + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()))
 
     return show
 
@@ -309,8 +315,7 @@ def distill_loss(model, table, step, options, data, teacher):
     for sigma, after in zip(between[:-1], between[1:], strict=True):
         x = x + (after - sigma) * guided(teacher, x, sigma, text, empty, positions, weight, options["cfg"])
     v = velocity(model, start, first.expand(len(start)), text, positions, weight)
-    error = (v.float() - (x - start) / (last - first)).square()
-    return error[..., :SIGNAL].mean() + SILENT_WEIGHT * error[..., SIGNAL:].mean()
+    return weighted((v.float() - (x - start) / (last - first)).square())
 
 
 # First the words, without noise until `clean`; then captions as the web's, of which a third belong to other pictures.

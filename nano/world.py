@@ -1,6 +1,5 @@
 """The world that the nano family draws: one shape on a plain background, and the sentence that says which."""
 
-import itertools
 
 import numpy as np
 
@@ -17,6 +16,8 @@ PLACES = {"on the left": (-4, 0), "on the right": (4, 0), "at the top": (0, -4),
 # In the order in which they are named.
 ATTRIBUTES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "place": tuple(PLACES),
               "background": tuple(COLOURS)}
+# How many names each has: the shape of a table of all scenes.
+COUNTS = tuple(map(len, ATTRIBUTES.values()))
 HELD_OUT = 0.2
 # How far a picture's centre (in cells) and radius (as a share) are from what its words mean.
 SHIFT, STRETCH = 0.1, 0.05
@@ -35,7 +36,7 @@ def prompt(scene):
 
 def scenes():
     """All scenes whose colour is not their background's: those to train on, and those held out, [N, 5] each."""
-    everything = np.array([scene for scene in itertools.product(*(range(len(names)) for names in ATTRIBUTES.values()))
+    everything = np.array([scene for scene in np.ndindex(*COUNTS)
                            if scene[1] != scene[4]])
     # Both sizes of a scene are held out together.
     kinds, kind = np.unique(everything[:, 1:], axis=0, return_inverse=True)

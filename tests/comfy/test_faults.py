@@ -4,8 +4,7 @@ import logging
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
-from sampling import conditioning, embeddings, latent_noise, with_nodes
+from sampling import latent_noise, with_nodes
 from state import no_tensor_kept, shape_of, state_of
 
 SIGMAS = torch.tensor([1.0, 0.7, 0.3, 0.0])
@@ -29,24 +28,8 @@ SENTENCES = {"error": "^broken on purpose$", "out of memory": "^out of memory on
 
 
 @pytest.fixture(scope="module")
-def klein(comfy):
-    return random_klein(double_blocks=1, single_blocks=1)
-
-
-@pytest.fixture(scope="module")
-def base(comfy):
-    return random_klein(seed=5, double_blocks=1, single_blocks=1)
-
-
-@pytest.fixture(scope="module")
 def guided(klein, base, run_node):
     return with_nodes(run_node, klein, *RULES, ("KleinKitBaseUncond", {"base_model": base}))
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return [conditioning(embeddings(192, seed)[:, :64], reference_latents=[latent_noise(32, 32, seed=3)])
-            for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ import gc
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, latent_noise, with_nodes
 from state import state_of
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.0])
@@ -21,25 +20,8 @@ NODES = (
 
 
 @pytest.fixture(scope="module")
-def klein(comfy):
-    return random_klein(double_blocks=1, single_blocks=1)
-
-
-@pytest.fixture(scope="module")
-def base(comfy):
-    return random_klein(seed=5, double_blocks=1, single_blocks=1)
-
-
-@pytest.fixture(scope="module")
 def guided(klein, base, run_node):
     return with_nodes(run_node, klein, *NODES, ("KleinKitBaseUncond", {"base_model": base}))
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return [
-        conditioning(embeddings(192, seed)[:, :64], reference_latents=[latent_noise(32, 32, seed=3)]) for seed in (1, 2)
-    ]
 
 
 def run(model, prompts, cfg=4.0):

@@ -11,6 +11,7 @@ from kleinkit.nano.train import pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, diffusers_run, diffusers_transformer, diffusers_velocity
+from sigmas import scheduler_inputs
 
 COUNT = 12
 LIMIT = 1e-5
@@ -46,8 +47,7 @@ def noise():
 
 
 def sigmas_of(run_node, steps):
-    return run_node("KleinKitScheduler", steps=steps, width=128, height=128, denoise=1.0, denoise_mode="ksampler",
-                    shift={"shift": "flux2"}, spacing="uniform", terminal=0.0)[0]
+    return run_node("KleinKitScheduler", **scheduler_inputs(steps=steps, width=128, height=128))[0]
 
 
 @pytest.fixture(scope="module")

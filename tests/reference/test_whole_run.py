@@ -19,6 +19,7 @@ from sampling import (
     embeddings,
     latent_noise,
 )
+from sigmas import scheduler_inputs
 
 SIZES = ((128, 128), (96, 192))
 TEXT_WIDTH = 192
@@ -39,17 +40,7 @@ def klein(comfy, models):
 
 def sigmas_of(run_node, steps, size):
     height, width = size
-    return run_node(
-        "KleinKitScheduler",
-        steps=steps,
-        width=width,
-        height=height,
-        denoise=1.0,
-        denoise_mode="ksampler",
-        shift={"shift": "flux2"},
-        spacing="uniform",
-        terminal=0.0,
-    )[0]
+    return run_node("KleinKitScheduler", **scheduler_inputs(steps=steps, width=width, height=height))[0]
 
 
 def guider_run(transformer, sigmas, noise, cond, uncond, guider, skipping=None):
