@@ -16,11 +16,14 @@ from ..checkpoint.info import paragraph
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, inspect, inspect_taef2
 from ..checkpoint.variant import Variant, decide
 from ..guidance.distilled import Distilled
+from ..scheduler.checks import one_of, shown
 from .errors import names_itself
 from .loading import load_model, load_text_encoder, load_vae
 from .sampling import with_rule
 
 AUTO = "auto"
+DISTILLED = "distilled"
+VARIANTS = AUTO, DISTILLED, "base"
 TAEF2 = "taef2"
 FOLDERS = {MODEL: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
 # Ends the name of a diffusers folder in the list; no model file's name ends so.
@@ -65,7 +68,7 @@ def look(role, name):
     """
     says = None
     if name not in listed(role):
-        raise CheckpointError(f"{name!r} is not a safetensors file in models/{FOLDERS[role]}.")
+        raise CheckpointError(f"{shown(name)} is not a safetensors file in models/{FOLDERS[role]}.")
     if name == TAEF2:
         checkpoints = {VAE: inspect_taef2(*(inside(taef2_file(side)) for side in ("encoder", "decoder")))}
     elif name.endswith(FOLDER):
@@ -140,6 +143,36 @@ def resolve(diffusion_model, text_encoder, vae, trim):
     return klein, encoder, choose(klein, VAE, vae, bundled), says
 
 
+def trained(klein, says, variant):
+    """What a Klein was trained for, by the input `variant` and what its folder says of it."""
+    if variant == AUTO:
+        return decide(klein.name, klein.metadata, folder_says=says)
+    return Variant(variant == DISTILLED, "as `variant` says")
+
+
+def suited(settings):
+    """The outputs `steps` and `cfg` of `KleinKitLoader`, for the editor's previews: of a model's file only the header is read.
+
+    Args:
+        settings: `{input: value}` as in a prompt of ComfyUI's API: `diffusion_model` and `variant`.
+    Returns:
+        dict: `steps` and `cfg`.
+    Raises:
+        ValueError: no such setting or file, or a file that is no Klein.
+    """
+    for name in settings:
+        one_of("setting", ("diffusion_model", "variant"), name)
+    variant = settings.get("variant", AUTO)
+    one_of("variant", VARIANTS, variant)
+    name = settings.get("diffusion_model")
+    if (problem := KleinKitLoader.validate_inputs(name)) is not True:
+        raise ValueError(problem)
+    checkpoints, says = look(MODEL, name)
+    pairing.check_model(checkpoints[MODEL])
+    found = trained(checkpoints[MODEL], says, variant)
+    return {"steps": found.steps, "cfg": found.cfg}
+
+
 @names_itself
 class KleinKitLoader(io.ComfyNode):
     @classmethod
@@ -161,7 +194,7 @@ class KleinKitLoader(io.ComfyNode):
                                        "auto takes one that fits."),
                 io.Combo.Input("vae", options=[AUTO, *listed(VAE)], default=AUTO,
                                tooltip="FLUX.2's VAE in models/vae, or taef2. auto takes one that fits."),
-                io.Combo.Input("variant", options=[AUTO, "distilled", "base"], default=AUTO,
+                io.Combo.Input("variant", options=list(VARIANTS), default=AUTO,
                                tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata; "
                                        "info says how it decided."),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True,
@@ -189,8 +222,8 @@ class KleinKitLoader(io.ComfyNode):
         if diffusion_model in listed(MODEL):
             return True
         if str(diffusion_model).lower().endswith(".gguf"):
-            return f"{diffusion_model} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
-        return (f"{diffusion_model!r} is not a safetensors file in models/diffusion_models, "
+            return f"{shown(diffusion_model)} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
+        return (f"{shown(diffusion_model)} is not a safetensors file in models/diffusion_models, "
                 "nor a folder in models/diffusers.")
 
     @classmethod
@@ -205,19 +238,16 @@ class KleinKitLoader(io.ComfyNode):
     @classmethod
     def execute(cls, diffusion_model, text_encoder, vae, variant, weight_dtype, distilled_cfg, trim_text_encoder):
         klein, encoder, picture, says = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
-        if variant == AUTO:
-            trained = decide(klein.name, klein.metadata, folder_says=says)
-        else:
-            trained = Variant(variant == "distilled", "as `variant` says")
+        found = trained(klein, says, variant)
         ignore_cfg = distilled_cfg == "ignore"
-        info = paragraph(klein, encoder, picture, trained, trim=trim_text_encoder, ignore_cfg=ignore_cfg,
+        info = paragraph(klein, encoder, picture, found, trim=trim_text_encoder, ignore_cfg=ignore_cfg,
                          chosen={role for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)) if name == AUTO})
         logging.info("KleinKitLoader: %s", info)
         model = load_model(klein, dict(WEIGHT_DTYPES[weight_dtype]))
-        if trained.distilled and ignore_cfg:
+        if found.distilled and ignore_cfg:
             model = with_rule(model, Distilled())
         clip = load_text_encoder(encoder, trim_text_encoder)
-        return io.NodeOutput(model, clip, load_vae(picture), trained.steps, trained.cfg, info)
+        return io.NodeOutput(model, clip, load_vae(picture), found.steps, found.cfg, info)
 
 
 NODES = [KleinKitLoader]

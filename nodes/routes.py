@@ -1,4 +1,4 @@
-"""The pack's routes on ComfyUI's server, for the editor's previews: `POST /kleinkit/sigmas` and `/kleinkit/guidance`."""
+"""The pack's routes on ComfyUI's server, for the editor's previews: `POST /kleinkit/sigmas`, `/guidance` and `/loader`."""
 
 import json
 from functools import partial
@@ -8,9 +8,10 @@ from server import PromptServer
 
 from ..guidance.preview import preview as preview_guidance
 from ..scheduler.preview import preview as preview_sigmas
+from .loader import suited
 
 MOST_BYTES = 16 * 1024
-PREVIEWS = {"/kleinkit/sigmas": preview_sigmas, "/kleinkit/guidance": preview_guidance}
+PREVIEWS = {"/kleinkit/sigmas": preview_sigmas, "/kleinkit/guidance": preview_guidance, "/kleinkit/loader": suited}
 
 
 async def settings_of(request):
@@ -41,7 +42,9 @@ async def settings_of(request):
 async def answer(preview, request):
     """Answer with the preview of the settings in the body, or with 400 and a sentence as `error`."""
     try:
-        return web.json_response(preview(await settings_of(request)))
+        in_thread = PromptServer.instance.loop.run_in_executor
+        # In a thread: the server goes on with its other work, such as the progress of a run, while a disk is slow.
+        return web.json_response(await in_thread(None, preview, await settings_of(request)))
     except ValueError as error:
         return web.json_response({"error": str(error)}, status=400)
 

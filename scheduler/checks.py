@@ -7,10 +7,13 @@ LONGEST_VALUE = 200
 
 def expected(name, fits, given):
     """The error for an input that does not fit: `raise expected("start", "between 0.0 and 1.0", 1.2)`."""
-    value = repr(given)
-    if len(value) > LONGEST_VALUE:
-        value = f"{value[:LONGEST_VALUE]}…"
-    return ValueError(f"Expected `{name}` to be {fits}, but got {value}.")
+    return ValueError(f"Expected `{name}` to be {fits}, but got {shown(given)}.")
+
+
+def shown(value):
+    """A value as an error shows it: not at any length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def is_number(value):

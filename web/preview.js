@@ -10,6 +10,7 @@ const MOST_DOTS = 100
 
 const followers = new Set()
 const heard = new WeakSet()
+const loaders = new Map()
 let planned
 
 /** Have every preview look whether something has changed, once this change is whole. */
@@ -33,6 +34,10 @@ function listen(node) {
   }
 }
 
+function numeric(value) {
+  return typeof value === "number" ? value : undefined
+}
+
 function rounded(number, places = 3) {
   return String(Number(number.toFixed(places)))
 }
@@ -51,11 +56,33 @@ function source(node, name) {
   return node.getInputNode(node.inputs.findIndex((input) => input.name === name))
 }
 
-/** The number of an input: its widget's, or that of a primitive node at the other end of its link, else undefined. */
+/** The number that Klein Loader gives as its output `steps` or `cfg`: known when the server has told what the file is. */
+function ofLoader(loader, output) {
+  const names = ["diffusion_model", "variant"]
+  const settings = Object.fromEntries(names.map((name) => [name, widgetValue(loader, name)]))
+  const files = loader.widgets.find((widget) => widget.name === names[0]).options.values
+  if (names.some((name) => linked(loader, name)) || !files.includes(settings.diffusion_model)) return undefined
+  const text = JSON.stringify(settings)
+  if (!loaders.has(text)) {
+    loaders.set(text, {})
+    ask("/kleinkit/loader", settings).then((answer) => {
+      loaders.set(text, answer)
+      changed()
+    }, () => {})
+  }
+  return loaders.get(text)[output]
+}
+
+/** The number of an input: its widget's, or that of a primitive node or a loader at the other end of its link, else undefined. */
 function known(node, name) {
   listen(node)
-  const value = linked(node, name) ? widgetValue(source(node, name) ?? {}, "value") : widgetValue(node, name)
-  return typeof value === "number" ? value : undefined
+  if (!linked(node, name)) return numeric(widgetValue(node, name))
+  const from = source(node, name)
+  if (!from) return undefined
+  listen(from)
+  if (from.comfyClass !== "KleinKitLoader") return numeric(widgetValue(from, "value"))
+  const link = node.getInputLink(node.inputs.findIndex((input) => input.name === name))
+  return ofLoader(from, from.outputs[link.origin_slot].name)
 }
 
 /** The numbers of `names` that are known, and the names of the others. */
@@ -238,7 +265,10 @@ app.registerExtension({
   name: "KleinKit.preview",
   setup() {
     api.addEventListener("graphChanged", changed)
-    api.addEventListener("reconnected", () => followers.forEach((look) => look(true)))
+    api.addEventListener("reconnected", () => {
+      loaders.clear()
+      followers.forEach((look) => look(true))
+    })
   },
   nodeCreated(node) {
     if (!(node.comfyClass in PREVIEWS)) return

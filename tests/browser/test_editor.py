@@ -132,6 +132,26 @@ def test_dynamic_shift_and_cfg_follow_the_sampler(page):
     expect(figure(page, "example")).to_have_count(0)
 
 
+def test_previews_know_what_the_loader_gives(page):
+    loader, scheduler, cfg, guider = [add_node(page, kind, 380 * number) for number, kind in enumerate(
+        ("KleinKitLoader", "KleinKitScheduler", "KleinKitCFG", "KSampler"))]
+    page.evaluate("""([loader, ...others]) => {
+        const node = (id) => app.graph.getNodeById(id)
+        const [scheduler, cfg, sampler] = others.map(node)
+        node(loader).connect(3, scheduler, "steps")
+        node(loader).connect(3, sampler, "steps")
+        node(loader).connect(4, sampler, "cfg")
+        cfg.connect(0, sampler, "model")
+    }""", [loader, scheduler, cfg, guider])
+    choose(page, loader, "diffusion_model", NANO["flux-2-klein-4b.safetensors"])
+    expect(figure(page, flux2(4))).to_be_visible()
+    expect(figure(page, "4 steps: 4 of 4 passes")).to_be_visible()
+    choose(page, loader, "variant", "base")
+    expect(figure(page, flux2(50))).to_be_visible()
+    expect(figure(page, "50 steps: 100 of 100 passes")).to_be_visible()
+    expect(figure(page, "example")).to_have_count(0)
+
+
 def test_a_server_that_does_not_answer(page, errors):
     node = add_node(page, "KleinKitScheduler")
     expect(figure(page, "20 steps")).to_be_visible()

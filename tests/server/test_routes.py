@@ -1,4 +1,4 @@
-"""The routes of the previews on the real server: `POST /kleinkit/sigmas` and `/kleinkit/guidance`."""
+"""The routes of the previews on the real server: `POST /kleinkit/sigmas`, `/kleinkit/guidance` and `/kleinkit/loader`."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.nano import server as api
 from kleinkit.nano.demo import first_picture
-from kleinkit.nano.workflow import as_prompt
+from kleinkit.nano.workflow import NANO, as_prompt
 from prompts import JSON
 
 
@@ -139,6 +139,47 @@ def test_guidance_settings_that_do_not_fit(post, settings, sentence):
     status, answer = post(settings, path="/kleinkit/guidance")
     assert status == 400 and list(answer) == ["error"]
     assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
+
+
+@pytest.mark.parametrize("variant", ["auto", "base", "distilled"])
+@pytest.mark.parametrize("name", NANO.values())
+def test_what_suits_a_file_is_what_the_loader_gives(server, post, name, variant):
+    outcome = api.queue(server, {
+        "1": {"class_type": "KleinKitLoader", "inputs": {
+            "diffusion_model": name, "text_encoder": "auto", "vae": "auto", "variant": variant,
+            "weight_dtype": "default", "distilled_cfg": "ignore", "trim_text_encoder": True}},
+        "steps": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}},
+        "cfg": {"class_type": "PreviewAny", "inputs": {"source": ["1", 4]}},
+    })
+    shown = {key: float(outcome.outputs[key]["text"][0]) for key in ("steps", "cfg")}
+    assert post({"diffusion_model": name, "variant": variant}, path="/kleinkit/loader") == (200, shown)
+
+
+@pytest.fixture
+def no_klein(server):
+    """Another model among the diffusion models."""
+    models = server.base / "models"
+    file = models / "diffusion_models" / "no-klein.safetensors"
+    file.hardlink_to(next((models / "text_encoders").glob("*.safetensors")))
+    yield
+    file.unlink()
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({}, "None is not a safetensors file in models/diffusion_models, nor a folder in models/diffusers."),
+    ({"diffusion_model": "../text_encoders/qwen-nano.safetensors"}, "'../text_encoders/qwen-nano.safetensors' is not a"),
+    ({"diffusion_model": "/etc/passwd"}, "'/etc/passwd' is not a safetensors file in models/diffusion_models"),
+    ({"diffusion_model": {"a": "x" * 10000}}, "{'a': 'xxx"),
+    ({"diffusion_model": "x" * 10000 + ".gguf"}, "'xxx"),
+    ({"variant": "turbo"}, "Expected `variant` to be one of auto, distilled, base, but got 'turbo'."),
+    ({"text_encoder": "auto"}, "Expected `setting` to be one of diffusion_model, variant, but got 'text_encoder'."),
+    ({"diffusion_model": "no-klein.safetensors"},
+     "Expected `diffusion_model` to be a FLUX.2 [klein], but no-klein.safetensors is Qwen3"),
+], ids=lambda value: str(value)[:40])
+def test_files_that_have_no_settings(no_klein, post, settings, sentence):
+    status, answer = post(settings, path="/kleinkit/loader")
+    assert status == 400 and list(answer) == ["error"]
+    assert answer["error"].startswith(sentence) and len(answer["error"]) < 500
 
 
 @pytest.mark.parametrize("body, headers, sentence", [

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from kleinkit.nano import server as api
-from kleinkit.nano.workflow import WORKFLOWS
+from kleinkit.nano.workflow import NANO, WORKFLOWS
 from kleinkit.scheduler.mu import SHIFTS
 from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS
 from kleinkit.scheduler.spacing import SPACINGS
@@ -20,6 +20,7 @@ from kleinkit.scheduler.spacing import SPACINGS
 SPEC = json.loads(Path(WORKFLOWS.parent, "docs", "openapi.json").read_text("utf-8"))
 SCHEMAS = SPEC["components"]["schemas"]
 AT_ONCE = 16
+LOADER = {"diffusion_model": NANO["flux-2-klein-4b.safetensors"]}
 
 
 def validator(reference):
@@ -42,7 +43,11 @@ def values(schema):
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema["type"] == "object":
-        return st.fixed_dictionaries({}, optional={name: values(of) for name, of in schema["properties"].items()})
+        properties, required = schema["properties"], schema.get("required", ())
+        return st.fixed_dictionaries({name: values(properties[name]) for name in required}, optional={
+            name: values(of) for name, of in properties.items() if name not in required})
+    if schema.get("description", "").startswith("a name of the node's list"):
+        return st.sampled_from(sorted(NANO.values()))
     if schema["type"] == "integer":
         factor = schema.get("multipleOf", 1)
         return st.integers(schema["minimum"] // factor, schema["maximum"] // factor).map(lambda number: number * factor)
@@ -112,6 +117,7 @@ def test_many_at_once_are_answered_as_described(post, record_property):
 
 @pytest.mark.parametrize("path, settings", [
     ("/kleinkit/sigmas", {"steps": 10000, "width": 16384, "height": 16384, "spacing": "beta"}),
+    ("/kleinkit/loader", LOADER),
     ("/kleinkit/guidance", {"schedule": "curve", "schedule.scales": "5," * 7000 + "5", "sigmas": {"steps": 1000}}),
 ])
 def test_the_most_work_that_one_request_can_ask_for(post, path, settings, record_property):
@@ -130,9 +136,10 @@ def test_the_routes_answer_while_a_prompt_is_sampled(server, post):
 
     def listen(kind, data):
         if kind == "progress" and not answers:
-            answers.extend(post({}, path=path)[0] for path in [*SPEC["paths"]] * 10)
+            bodies = {path: LOADER if path == "/kleinkit/loader" else {} for path in SPEC["paths"]}
+            answers.extend(post(body, path=path)[0] for path, body in [*bodies.items()] * 10)
             prompts.interrupt(server)
 
     # That it could still be interrupted shows that the answers came while it ran.
     outcome = api.queue(server, prompts.prompt(steps=1000, fault=None), listen)
-    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 20
+    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 30
