@@ -9,7 +9,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from editor import body, choose, enter, in_vue, run, values
 from kleinkit.nano import server as api
 from kleinkit.nano.editor import add_node, chromium, clear, open_editor
-from kleinkit.nano.workflow import NANO, WORKFLOWS, for_nano, names, nodes, put, read
+from kleinkit.nano.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
@@ -211,6 +211,27 @@ def test_a_workflow_opens_and_keeps_its_values(page, name):
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.parent.glob("subgraphs/*.json")))
+def test_a_blueprint_from_the_node_library_runs(page, name):
+    # The key that opens and closes the node library.
+    page.keyboard.press("n")
+    page.get_by_placeholder("Search").first.fill(name)
+    page.get_by_text(name).first.click()
+    page.mouse.click(700, 250)
+    page.wait_for_function("app.graph.nodes.length")
+    page.keyboard.press("n")
+    node, kind = page.evaluate("[app.graph.nodes[0].id, app.graph.nodes[0].title]")
+    assert kind == name and page.evaluate("app.graph.nodes[0].isSubgraphNode()")
+    [official] = [file for file in NANO if ("base" in file) == ("Base" in name)]
+    assert values(page, node)["diffusion_model"] == official
+    choose(page, node, "diffusion_model", NANO[official])
+    for side in ("width", "height"):
+        enter(page, node, side, NANO_PIXELS)
+    page.evaluate("""([node, shown]) => app.graph.getNodeById(node).connect(0, app.graph.getNodeById(shown), 0)""",
+                  [node, add_node(page, "PreviewImage", 500)])
+    assert run(page)["type"] == "execution_success"
+
+
 def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     node = add_node(page, "KleinKitScheduler")
     choose(page, node, "shift", "flux1")
@@ -269,24 +290,34 @@ def test_help_is_in_the_info_panel(page):
     page.get_by_role("button", name="Toggle properties panel").click()
 
 
-@pytest.fixture(params=["ja"])
+def switch(page, language):
+    """Choose the editor's language, and look at the graph in it."""
+    page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    page.wait_for_function("(en) => (document.querySelector('[data-testid=queue-button]').innerText === 'Run') === en",
+                           arg=language == "en")
+    # The editor draws the graph anew by itself, but by then it may not have loaded the language.
+    page.evaluate("""async () => {
+        await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions")
+        await app.loadGraphData(app.graph.serialize())
+    }""")
+
+
+@pytest.fixture(params=["ja", "zh"])
 def translated(page, request):
     """A node, and its texts in a language, in which the editor is meanwhile."""
     node = add_node(page, "KleinKitCFG")
-    # In another language the editor loads anew what it has loaded, and not what a script has added.
+    # What a script has added is gone when the editor draws the graph anew.
     page.evaluate("app.loadGraphData(app.graph.serialize())")
-    for language in (request.param, "en"):
-        file = WORKFLOWS.parent / "locales" / language / "nodeDefs.json"
-        texts = json.loads(file.read_text("utf-8"))["KleinKitCFG"]
-        page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
-        page.wait_for_function("([id, label]) => app.graph.getNodeById(id)?.widgets[0].label === label",
-                               arg=[node, texts["inputs"]["schedule"]["name"]])
-        if language != "en":
-            yield node, texts["inputs"]
+    switch(page, request.param)
+    texts = json.loads((WORKFLOWS.parent / "locales" / request.param / "nodeDefs.json").read_text("utf-8"))
+    yield node, texts["KleinKitCFG"]["inputs"]
+    switch(page, "en")
 
 
 def test_texts_are_in_the_editors_language(page, translated):
     node, texts = translated
+    page.wait_for_function("([id, label]) => app.graph.getNodeById(id)?.widgets[0].label === label",
+                           arg=[node, texts["schedule"]["name"]])
     label, shown, value = page.evaluate("""(id) => {
         const [widget] = app.graph.getNodeById(id).widgets
         return [widget.label, widget._displayValue, widget.value]
