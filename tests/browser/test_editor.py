@@ -20,10 +20,23 @@ expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
-def window(server):
-    """`(page, errors)` of one editor for all tests, and a model whose name is HTML."""
-    models = server.base / "models" / "diffusion_models"
-    (models / FILE).hardlink_to(models / next(iter(NANO.values())))
+def files(server):
+    """A model whose name is HTML, and something under the names that the workflows ask after."""
+    models = server.base / "models"
+    nano = models / "diffusion_models" / next(iter(NANO.values()))
+    wanted = {models / file["directory"] / file["name"] for workflow in names() for node in read(workflow)["nodes"]
+              for file in node["properties"].get("models", ())}
+    for path in wanted | {models / "diffusion_models" / FILE}:
+        path.parent.mkdir(exist_ok=True)
+        path.hardlink_to(nano)
+    yield
+    for path in wanted | {models / "diffusion_models" / FILE}:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def window(server, files):
+    """`(page, errors)` of one editor for all tests."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         yield open_editor(browser, server)
@@ -206,7 +219,11 @@ def test_a_workflow_opens_and_keeps_its_values(page, name):
         const unknown = app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types))
         return [unknown.map((node) => node.type), once, kept()]
     }""", graph)
-    saved = {str(node["id"]): node.get("widgets_values", []) for node in graph["nodes"]}
+    # What this one of ComfyUI's nodes keeps is the editor's own affair.
+    for entries in kept:
+        for node in nodes(graph, "PreviewAny"):
+            entries.pop(str(node["id"]))
+    saved = {str(node["id"]): node.get("widgets_values", []) for node in graph["nodes"] if node["type"] != "PreviewAny"}
     assert unknown == [] and kept == [saved, saved]
     expect(page.get_by_role("dialog")).to_have_count(0)
 
@@ -222,9 +239,6 @@ def test_a_blueprint_from_the_node_library_runs(page, name):
     page.keyboard.press("n")
     node, kind = page.evaluate("[app.graph.nodes[0].id, app.graph.nodes[0].title]")
     assert kind == name and page.evaluate("app.graph.nodes[0].isSubgraphNode()")
-    [official] = [file for file in NANO if ("base" in file) == ("Base" in name)]
-    assert values(page, node)["diffusion_model"] == official
-    choose(page, node, "diffusion_model", NANO[official])
     for side in ("width", "height"):
         enter(page, node, side, NANO_PIXELS)
     page.evaluate("""([node, shown]) => app.graph.getNodeById(node).connect(0, app.graph.getNodeById(shown), 0)""",
@@ -238,6 +252,8 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     enter(page, node, "shift.base_shift", 0.3)
     expect(figure(page, "mu 1.15")).to_be_visible()
     file = server.base / "user" / "default" / "workflows" / f"{HTML} {renderer}.json"
+    # ComfyUI 0.16's Nodes 2.0 looks for changes when the graph is clicked.
+    page.mouse.click(1000, 700)
     page.keyboard.press("Control+s")
     page.get_by_role("dialog").get_by_role("textbox").fill(file.stem)
     with page.expect_response(lambda answer: "/userdata/workflows" in answer.url and answer.request.method == "POST"):
@@ -325,6 +341,9 @@ def test_texts_are_in_the_editors_language(page, translated):
     choice = texts["schedule"]["options"]["constant"]
     assert (label, value) == (texts["schedule"]["name"], "constant")
     if in_vue(page):
-        expect(body(page, node).get_by_role("combobox", name=label, exact=True)).to_have_text(choice)
+        # Nodes 2.0 of ComfyUI 0.24.1 and older has neither labels for choices nor translated names for screen readers.
+        newer = [int(part) for part in page.evaluate("__COMFYUI_FRONTEND_VERSION__").split(".")] >= [1, 45]
+        box = body(page, node).get_by_role("combobox", name=label if newer else "schedule", exact=True)
+        expect(box).to_have_text(choice if newer else value)
     else:
         assert shown == choice
