@@ -5,6 +5,7 @@ import urllib.request
 
 import numpy as np
 from kleinkit.nano import server as api
+from kleinkit.nano.workflow import as_prompt, for_nano, read
 from PIL import Image
 
 JSON = {"Content-Type": "application/json"}
@@ -46,6 +47,14 @@ def prompt(*rules, steps=2, seed=1, cfg=4.0, size=64, sampler="euler", fault=("n
         "save": ("SaveImage", dict(images=["picture", 0], filename_prefix="lab")),
     }
     return {key: {"class_type": node, "inputs": dict(inputs)} for key, (node, inputs) in nodes.items()}
+
+
+def of_workflow(name, **changes):
+    """A workflow of the pack as a prompt for the nano family; `changes` are for every node that has such inputs."""
+    wanted = as_prompt(for_nano(read(name)))
+    for node in wanted.values():
+        node["inputs"] |= {key: value for key, value in changes.items() if key in node["inputs"]}
+    return wanted
 
 
 def picture(server, outcome):

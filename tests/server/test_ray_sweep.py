@@ -7,10 +7,11 @@ import threading
 import time
 
 import numpy as np
+import prompts
 import pytest
 from kleinkit.nano import server as api
 from kleinkit.nano.build import build
-from kleinkit.nano.workflow import as_prompt, for_nano, read
+from kleinkit.nano.workflow import as_prompt, read
 from kleinkit.remote.ray_sweep import main, split, waiting
 from PIL import Image
 
@@ -22,16 +23,11 @@ NOWHERE = "http://127.0.0.1:1"
 @pytest.fixture
 def study():
     """The guidance study as a prompt of two steps."""
-    prompt = as_prompt(for_nano(read("klein-guidance-study")))
-    for node in prompt.values():
-        node["inputs"] |= {key: few for key, few in (("steps", 2), ("values", VALUES)) if key in node["inputs"]}
-    return prompt
+    return prompts.of_workflow("klein-guidance-study", steps=2, values=VALUES)
 
 
 def test_a_sweep_survives_a_server_that_ends(server, study, tmp_path, comfyui, capsys):
-    whole = api.queue(server, study)
-    assert whole.error is None, api.sentences(whole.error)
-    [wanted] = [np.asarray(Image.open(path)) for path in api.pictures(server, whole)]
+    wanted = prompts.run(server, study)
     file, out = tmp_path / "study.json", tmp_path / "out"
     file.write_text(json.dumps(study), "utf-8")
     build(tmp_path / "models", comfyui)
@@ -59,9 +55,9 @@ def test_a_sweep_survives_a_server_that_ends(server, study, tmp_path, comfyui, c
 
 
 def test_prompts_of_a_sweep(study):
-    prompts = split(study)
-    assert list(prompts) == LABELS
-    for text, prompt in prompts.items():
+    made = split(study)
+    assert list(made) == LABELS
+    for text, prompt in made.items():
         assert [node["inputs"] for node in prompt.values() if node["class_type"] == "KleinKitSweep"] == [{"values": text}]
         [save] = [node for node in prompt.values() if node["class_type"] == "SaveImage"]
         assert prompt[save["inputs"]["images"][0]]["class_type"] == "VAEDecode"

@@ -1,18 +1,11 @@
 """More than one ComfyUI: all state is in the prompt, so every server gives the same pixels."""
 
 import numpy as np
+import prompts
 import pytest
 from kleinkit.nano import server as api
-from kleinkit.nano.workflow import as_prompt, for_nano, names, read
+from kleinkit.nano.workflow import names
 from PIL import Image
-
-
-def small(name):
-    """A workflow of the pack as a prompt of two steps."""
-    prompt = as_prompt(for_nano(read(name)))
-    for node in prompt.values():
-        node["inputs"] |= {key: few for key, few in (("steps", 2), ("values", "1, 4")) if key in node["inputs"]}
-    return prompt
 
 
 def run(server, prompt):
@@ -28,6 +21,6 @@ def run(server, prompt):
 
 @pytest.mark.parametrize("name", names())
 def test_two_servers_give_the_same_pixels(server, lab, name):
-    prompt = small(name)
+    prompt = prompts.of_workflow(name, steps=2, values="1, 4")
     for one, other in zip(run(server, prompt), run(lab, prompt), strict=True):
         assert np.array_equal(one, other)

@@ -3,9 +3,10 @@
 import itertools
 
 import numpy as np
+import prompts
 import pytest
 from kleinkit.nano import server as api
-from kleinkit.nano.workflow import NANO, NOTES, WORKFLOWS, as_prompt, for_nano, names, nodes, read
+from kleinkit.nano.workflow import NANO, NOTES, WORKFLOWS, as_prompt, names, nodes, read
 from PIL import Image
 
 TITLE_BAR = 30
@@ -37,10 +38,7 @@ def test_inputs_are_those_of_the_nodes(known, name):
 
 @every_workflow
 def test_runs(server, name):
-    prompt = as_prompt(for_nano(read(name)))
-    for node in prompt.values():
-        node["inputs"] |= {key: few for key, few in (("steps", 2), ("values", "1, 4")) if key in node["inputs"]}
-    outcome = api.queue(server, prompt)
+    outcome = api.queue(server, prompts.of_workflow(name, steps=2, values="1, 4"))
     assert outcome.error is None, api.sentences(outcome.error)
     for path in api.pictures(server, outcome):
         assert np.asarray(Image.open(path)).std() > 0
