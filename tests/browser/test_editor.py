@@ -54,6 +54,11 @@ def errors(window):
     return window[1]
 
 
+def keep(page, name):
+    """A screenshot among the files of the run."""
+    page.screenshot(path=SCREENSHOTS / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.png")
+
+
 @pytest.fixture
 def page(window, renderer, request):
     """The editor with an empty graph. After every test there is a screenshot, and no error of any script."""
@@ -62,7 +67,7 @@ def page(window, renderer, request):
     page.keyboard.press("Escape")
     clear(page)
     yield page
-    page.screenshot(path=SCREENSHOTS / f"{re.sub('[^a-z0-9-]+', '-', request.node.name)}.png")
+    keep(page, request.node.name)
     found = errors.copy()
     errors.clear()
     assert found == [] and not page.evaluate("window.hacked")
@@ -327,6 +332,7 @@ def translated(page, request):
     switch(page, request.param)
     texts = json.loads((WORKFLOWS.parent / "locales" / request.param / "nodeDefs.json").read_text("utf-8"))
     yield node, texts["KleinKitCFG"]["inputs"]
+    keep(page, f"{request.node.name}-translated")
     switch(page, "en")
 
 
