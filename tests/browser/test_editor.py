@@ -242,12 +242,13 @@ def test_a_blueprint_from_the_node_library_runs(page, name):
     page.mouse.click(700, 250)
     page.wait_for_function("app.graph.nodes.length")
     page.keyboard.press("n")
-    node, kind = page.evaluate("[app.graph.nodes[0].id, app.graph.nodes[0].title]")
-    assert kind == name and page.evaluate("app.graph.nodes[0].isSubgraphNode()")
-    for side in ("width", "height"):
-        enter(page, node, side, NANO_PIXELS)
-    page.evaluate("""([node, shown]) => app.graph.getNodeById(node).connect(0, app.graph.getNodeById(shown), 0)""",
-                  [node, add_node(page, "PreviewImage", 500)])
+    assert page.evaluate("[app.graph.nodes[0].title, app.graph.nodes[0].isSubgraphNode()]") == [name, True]
+    # The node is still growing: a click on a widget would miss it.
+    page.evaluate("""([shown, pixels]) => {
+        const [node] = app.graph.nodes
+        for (const side of ["width", "height"]) node.widgets.find(({ name }) => name === side).value = pixels
+        node.connect(0, app.graph.getNodeById(shown), 0)
+    }""", [add_node(page, "PreviewImage", 500), NANO_PIXELS])
     assert run(page)["type"] == "execution_success"
 
 
