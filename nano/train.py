@@ -207,8 +207,8 @@ def run(stage, loss_of, model, options, report=None):
     path, step, seconds = STATE / f"{stage}.safetensors", 0, 0.0
     if path.exists():
         step, seconds = restore(path, model, ema, both)
-    saved = began = time.monotonic() - seconds
-    saved += seconds
+    saved = time.monotonic()
+    began = saved - seconds
     recent, bar = [], tqdm(total=options["until"], initial=step, desc=stage, unit="step")
     while step < options["until"]:
         for optimiser in both:

@@ -58,6 +58,14 @@ def diffusers_folders():
     return found
 
 
+def not_listed(role, name):
+    """The sentence for a name that is not in the list of a role."""
+    if role == MODEL and str(name).lower().endswith(".gguf"):
+        return f"{shown(name)} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
+    folder = ", nor a folder in models/diffusers" if role == MODEL else ""
+    return f"{shown(name)} is not a safetensors file in models/{FOLDERS[role]}{folder}."
+
+
 def look(role, name):
     """What is installed under a name of the list.
 
@@ -68,7 +76,7 @@ def look(role, name):
     """
     says = None
     if name not in listed(role):
-        raise CheckpointError(f"{shown(name)} is not a safetensors file in models/{FOLDERS[role]}.")
+        raise CheckpointError(not_listed(role, name))
     if name == TAEF2:
         checkpoints = {VAE: inspect_taef2(*(inside(taef2_file(side)) for side in ("encoder", "decoder")))}
     elif name.endswith(FOLDER):
@@ -164,10 +172,7 @@ def suited(settings):
         one_of("setting", ("diffusion_model", "variant"), name)
     variant = settings.get("variant", AUTO)
     one_of("variant", VARIANTS, variant)
-    name = settings.get("diffusion_model")
-    if (problem := KleinKitLoader.validate_inputs(name)) is not True:
-        raise ValueError(problem)
-    checkpoints, says = look(MODEL, name)
+    checkpoints, says = look(MODEL, settings.get("diffusion_model"))
     pairing.check_model(checkpoints[MODEL])
     found = trained(checkpoints[MODEL], says, variant)
     return {"steps": found.steps, "cfg": found.cfg}
@@ -219,12 +224,7 @@ class KleinKitLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, diffusion_model):
         # An input that is named here loses ComfyUI's own check of the list.
-        if diffusion_model in listed(MODEL):
-            return True
-        if str(diffusion_model).lower().endswith(".gguf"):
-            return f"{shown(diffusion_model)} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
-        return (f"{shown(diffusion_model)} is not a safetensors file in models/diffusion_models, "
-                "nor a folder in models/diffusers.")
+        return diffusion_model in listed(MODEL) or not_listed(MODEL, diffusion_model)
 
     @classmethod
     def fingerprint_inputs(cls, diffusion_model=AUTO, text_encoder=AUTO, vae=AUTO, trim_text_encoder=True, **_):

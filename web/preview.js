@@ -52,8 +52,12 @@ function widgetValue(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value
 }
 
+function slot(node, name) {
+  return node.inputs.findIndex((input) => input.name === name)
+}
+
 function source(node, name) {
-  return node.getInputNode(node.inputs.findIndex((input) => input.name === name))
+  return node.getInputNode(slot(node, name))
 }
 
 /** The number that Klein Loader gives as its output `steps` or `cfg`: known when the server has told what the file is. */
@@ -81,8 +85,7 @@ function known(node, name) {
   if (!from) return undefined
   listen(from)
   if (from.comfyClass !== "KleinKitLoader") return numeric(widgetValue(from, "value"))
-  const link = node.getInputLink(node.inputs.findIndex((input) => input.name === name))
-  return ofLoader(from, from.outputs[link.origin_slot].name)
+  return ofLoader(from, from.outputs[node.getInputLink(slot(node, name)).origin_slot].name)
 }
 
 /** The numbers of `names` that are known, and the names of the others. */

@@ -5,6 +5,11 @@ def in_vue(page):
     return page.evaluate("LiteGraph.vueNodesMode")
 
 
+def frontend(page):
+    """The version of the editor, as `(1, 47, 12)`."""
+    return tuple(int(part) for part in page.evaluate("__COMFYUI_FRONTEND_VERSION__").split("."))
+
+
 def body(page, node):
     """The node in Nodes 2.0."""
     return page.locator(f'[data-node-id="{node}"]')
