@@ -1,12 +1,25 @@
 """KleinKit: a loader, sigmas and guidance for FLUX.2 [klein] in ComfyUI."""
 
-from .release import is_new_enough
+from .compat import is_new_enough
 
 if is_new_enough():
-    from .nodes import comfy_entrypoint
+    from comfy_api.latest import ComfyExtension
+
+    from . import nodes
+    from .previews import routes
 
     WEB_DIRECTORY = "./web"
     __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+
+    class KleinKit(ComfyExtension):
+        async def on_load(self):
+            routes.add()
+
+        async def get_node_list(self):
+            return nodes.NODES
+
+    async def comfy_entrypoint():
+        return KleinKit()
 else:
     # A pack without nodes, in the form that every ComfyUI knows.
     NODE_CLASS_MAPPINGS = {}

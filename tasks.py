@@ -459,16 +459,16 @@ def run_command(options, rest):
         say(f"Ready: ComfyUI in {comfyui}, run by {python}.")
         return 0
     if options.command == "demo":
-        return run_module("nano.demo", *["--open"] * options.open)
+        return run_module("harness.demo", *["--open"] * options.open)
     if options.command == "serve":
-        return run_module("nano.demo", "--serve", "--port", options.port)
+        return run_module("harness.demo", "--serve", "--port", options.port)
     if options.command == "nano":
         if not options.train and not options.study:
             sys.exit("Expected --train, --study or both.")
         return run_module("nano.study", *["--train"] * options.train, *["--study"] * options.study,
                           "--prompts", options.prompts, tests=True)
     if options.command == "pictures":
-        return run_module("nano.pictures", tests=True)
+        return run_module("harness.pictures", tests=True)
     if options.command == "sweep":
         return run_module("remote.ray_sweep", options.workflow.resolve(), "--servers", *options.servers,
                           "--out", options.out.resolve(), tests=True)

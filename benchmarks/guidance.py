@@ -4,7 +4,8 @@ import importlib
 
 import torch
 
-from ..nano.inside import enter, random_klein
+from ..harness.inside import enter
+from ..nano.in_comfyui import random_klein
 from .timing import side_by_side
 
 HEADS = 4

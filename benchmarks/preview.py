@@ -5,8 +5,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from ..nano.editor import chromium, clear, open_editor
-from ..nano.server import running
+from ..harness.editor import chromium, clear, open_editor
+from ..harness.server import running
 
 ROUNDS = 20
 MOST_MILLISECONDS = {"first": 300, "update": 150}

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..nano.inside import enter
-from ..nano.server import running
+from ..harness.inside import enter
+from ..harness.server import running
 from .timing import seconds, side_by_side
 
 STEPS = 50

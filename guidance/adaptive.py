@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..scheduler.checks import number
+from ..checks import number
 from .rule import ADAPTIVE, Rule
 
 

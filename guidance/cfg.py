@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..scheduler.checks import expected, number, one_of, steps_in_range
+from ..checks import expected, number, one_of, steps_in_range
 from .rule import SCHEDULE, Rule
 
 SKIP_MODES = ("early", "late", "early_late", "middle", "alternate")

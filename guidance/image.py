@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..scheduler.checks import number
+from ..checks import number
 from .cfg import combine
 from .rule import COMBINE, Rule
 

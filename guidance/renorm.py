@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..scheduler.checks import number, one_of
+from ..checks import number, one_of
 from .rule import RENORM, Rule, precise
 
 # The dimensions of [B, C, …] that one norm spans: a sample, all channels of a place, all places of a channel.

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..scheduler.checks import expected, number, one_of, steps_in_range
+from ..checks import expected, number, one_of, steps_in_range
 from .rule import SKIP, Rule
 
 MODES = ("block", "attention")

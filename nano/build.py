@@ -1,6 +1,7 @@
 """Write the nano family to disk: FLUX.2 [klein]'s architecture; trained weights, and those that come from a seed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -144,3 +145,9 @@ def build(models, comfyui):
             save_file(makers[role](), partial, {"format": "pt", "kleinkit": json.dumps({"nano": role})})
         partial.replace(path)
     return files
+
+
+def main(arguments):
+    """Write the family into the folder that is named, for the ComfyUI of `COMFYUI_PATH`."""
+    [models] = arguments
+    build(models, Path(os.environ["COMFYUI_PATH"]))

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..harness.inside import enter
 from . import metrics, world
 from .build import build
-from .inside import enter
 from .prompts import encode
 from .publish import publish
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of, train

@@ -2,6 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..checks import names_itself, no_choice
+from ..engine.base_pass import with_base
+from ..engine.sampling import with_rule
+from ..engine.skip_pass import block_counts
 from ..guidance.adaptive import Adaptive
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
@@ -12,10 +16,6 @@ from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
 from ..guidance.zero_star import CFGZeroStar
-from .base_pass import with_base
-from .errors import names_itself, no_choice
-from .sampling import with_rule
-from .skip_pass import block_counts
 
 
 def schema(*, node_id, display_name, description, search_aliases, inputs):

@@ -3,10 +3,10 @@
 import torch
 from comfy_api.latest import io
 
+from ..checks import names_itself
+from ..engine.sampling import with_probe
+from ..engine.watch import Probe
 from ..report.record import as_json
-from .errors import names_itself
-from .sampling import with_probe
-from .watch import Probe
 
 PROBE = io.Custom("KLEINKIT_PROBE")
 

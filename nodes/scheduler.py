@@ -8,7 +8,9 @@ from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, ModelSampling
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..scheduler.checks import expected, number
+from ..checks import expected, names_itself, no_choice, number
+from ..engine.latent import latent_tokens
+from ..engine.run_shift import RunShift, shift_run, with_run_shift
 from ..scheduler.mu import SHIFTS
 from ..scheduler.schedule import (
     DENOISE_MODES,
@@ -20,9 +22,6 @@ from ..scheduler.schedule import (
     picture_tokens,
 )
 from ..scheduler.spacing import SPACINGS
-from .errors import names_itself, no_choice
-from .latent import latent_tokens
-from .run_shift import RunShift, shift_run, with_run_shift
 
 WRAPPER = "kleinkit_shift"
 

@@ -3,9 +3,9 @@
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
+from ..checks import names_itself
 from ..report.sheet import MOST_COLUMNS, sheet
 from ..report.sweep import MOST_VALUES, label, parse_values
-from .errors import names_itself
 
 
 @names_itself

@@ -19,8 +19,8 @@ import ray
 import torch
 from PIL import Image
 
-from ..nano import server as api
-from ..nano.workflow import as_prompt
+from ..harness import server as api
+from ..harness.workflow import as_prompt
 from ..report.sheet import sheet
 from ..report.sweep import label, parse_values
 

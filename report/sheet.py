@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..scheduler.checks import expected, number
+from ..checks import expected, number
 
 MOST_COLUMNS = 64
 LONGEST_TEXT = 1000

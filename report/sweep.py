@@ -3,7 +3,7 @@
 import math
 from decimal import Decimal
 
-from ..scheduler.checks import expected
+from ..checks import expected
 
 MOST_VALUES = 256
 EXAMPLE = "such as `1, 2.5, 4:10:2`"

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from .checks import expected, number, one_of
+from ..checks import expected, number, one_of
 from .mu import SHIFTS
 from .shift import time_shift
 from .spacing import SPACINGS

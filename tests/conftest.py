@@ -111,9 +111,9 @@ def pack(comfy):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, comfyui):
-    """A ComfyUI server with the pack and the nano family; `kleinkit.nano.server` queues prompts on it."""
+    """A ComfyUI server with the pack and the nano family; `kleinkit.harness.server` queues prompts on it."""
+    from kleinkit.harness.server import running
     from kleinkit.nano.build import build
-    from kleinkit.nano.server import running
 
     base = tmp_path_factory.mktemp("server")
     build(base / "models", comfyui)
@@ -124,8 +124,8 @@ def server(tmp_path_factory, comfyui):
 @pytest.fixture(scope="session")
 def bare_server(tmp_path_factory, comfyui):
     """A ComfyUI server with the nano family and without the pack; a node of `tiny_text_encoder` can load that family's."""
+    from kleinkit.harness.server import running
     from kleinkit.nano.build import build
-    from kleinkit.nano.server import running
     from templates import PACK
 
     base = tmp_path_factory.mktemp("bare")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from editor import body, choose, enter, frontend, in_vue, run, values
-from kleinkit.nano import server as api
-from kleinkit.nano.editor import add_node, chromium, clear, open_editor
-from kleinkit.nano.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
+from kleinkit.harness import server as api
+from kleinkit.harness.editor import add_node, chromium, clear, open_editor
+from kleinkit.harness.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"

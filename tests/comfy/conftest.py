@@ -6,14 +6,14 @@ from sampling import conditioning, embeddings, latent_noise
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    from kleinkit.nano.inside import random_klein
+    from kleinkit.nano.in_comfyui import random_klein
 
     return random_klein(double_blocks=1, single_blocks=1)
 
 
 @pytest.fixture(scope="module")
 def base(comfy):
-    from kleinkit.nano.inside import random_klein
+    from kleinkit.nano.in_comfyui import random_klein
 
     return random_klein(seed=5, double_blocks=1, single_blocks=1)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 from sigmas import ksampler_inputs, recorder, scheduler_inputs, shifted
 

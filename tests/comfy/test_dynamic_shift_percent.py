@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import conditioning, embeddings, with_nodes
 from sigmas import ksampler_inputs, scheduler_inputs
 

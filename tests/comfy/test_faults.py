@@ -147,9 +147,9 @@ def fails_at(call, function=None):
 
 
 @pytest.mark.parametrize("module, function, call", [
-    ("nodes.sampling", "conflicts", 1), ("nodes.sampling", "plan_step", 2), ("nodes.sampling", "image_pass", 2),
-    ("nodes.sampling", "skip_pass", 2), ("nodes.sampling", "skip_options", 2), ("guidance.stack", "guide", 2),
-    ("nodes.base_pass", "calc_cond_batch", 2), ("nodes.run_shift", "shifted_schedule", 1),
+    ("engine.sampling", "conflicts", 1), ("engine.sampling", "plan_step", 2), ("engine.sampling", "image_pass", 2),
+    ("engine.sampling", "skip_pass", 2), ("engine.sampling", "skip_options", 2), ("guidance.stack", "guide", 2),
+    ("engine.base_pass", "calc_cond_batch", 2), ("engine.run_shift", "shifted_schedule", 1),
 ])
 def test_a_fault_in_a_hook_of_ours(guided, sample, untouched, pack, monkeypatch, module, function, call):
     with monkeypatch.context() as patch:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.93, 0.8, 0.5])

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

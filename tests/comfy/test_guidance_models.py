@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import comfy_run, conditioning, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 ONE_STEP = torch.tensor([0.8, 0.0])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from safetensors.torch import save_file
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
 from files import write
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 from loader import link_models, load, use_models
 from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, diffusers_transformer, embeddings, latent_noise

@@ -17,7 +17,7 @@ def test_loads(comfy):
 @pytest.mark.parametrize("version", ["0.3.10", "0.16.2", "0.16"])
 def test_a_comfyui_that_is_too_old_gets_one_line(comfy, monkeypatch, tmp_path, caplog, version):
     # Of the pack it has nothing but this: whatever else was imported would be missed.
-    for name in ("__init__.py", "release.py"):
+    for name in ("__init__.py", "compat.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr("comfyui_version.__version__", version)
     known = dict(comfy.NODE_CLASS_MAPPINGS), dict(comfy.EXTENSION_WEB_DIRS)
@@ -33,4 +33,4 @@ def test_a_comfyui_that_is_too_old_gets_one_line(comfy, monkeypatch, tmp_path, c
 
 
 def test_a_comfyui_of_unknown_version_is_taken_to_be_new(pack):
-    assert pack("release").is_new_enough(None)
+    assert pack("compat").is_new_enough(None)

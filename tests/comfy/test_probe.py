@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.0])
@@ -185,12 +185,12 @@ def test_each_sampler_keeps_its_last_prompt(probed):
 
 def test_without_a_probe_nothing_is_measured(monkeypatch, run_node, klein, probed, pack):
     calls = []
-    module = pack("nodes.watch")
+    module = pack("engine.watch")
 
     def counted(original):
         return lambda *args: calls.append(1) or original(*args)
 
-    monkeypatch.setattr(pack("nodes.sampling"), "Watch", counted(module.Watch))
+    monkeypatch.setattr(pack("engine.sampling"), "Watch", counted(module.Watch))
     monkeypatch.setattr(module, "measure", counted(module.measure))
     model, _ = probed()
     run(model)

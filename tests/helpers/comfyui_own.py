@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ...nano.server import ROOT, put_pack
+from ...harness.server import ROOT, put_pack
 
 TIERS = {"tests-unit": (), "tests/execution": ("--skip-timing-checks",)}
 REPORTS = ROOT / ".reports"

@@ -4,8 +4,8 @@ import json
 import urllib.request
 
 import numpy as np
-from kleinkit.nano import server as api
-from kleinkit.nano.workflow import as_prompt, for_nano, read
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import as_prompt, for_nano, read
 from PIL import Image
 
 JSON = {"Content-Type": "application/json"}

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import NOTES
 from kleinkit.nano.build import build
-from kleinkit.nano.workflow import NOTES
 from PIL import Image
 
 # Its node is in place of CLIPLoader.

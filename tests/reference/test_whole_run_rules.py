@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kleinkit.nano.build import transformer as weights
-from kleinkit.nano.inside import random_klein
+from kleinkit.nano.in_comfyui import random_klein
 from sampling import (
     comfy_run,
     conditioning,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import prompts
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 from kleinkit.nano.build import build
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 from files import write
-from kleinkit.nano import server as api
-from kleinkit.nano.demo import first_picture
-from kleinkit.nano.workflow import as_prompt
+from kleinkit.harness import server as api
+from kleinkit.harness.demo import first_picture
+from kleinkit.harness.workflow import as_prompt
 
 
 def said(server, prompt):

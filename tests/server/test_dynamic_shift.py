@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 from PIL import Image
 
 WIDTH, HEIGHT, STEPS = 160, 96, 5

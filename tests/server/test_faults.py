@@ -6,7 +6,7 @@ import aiohttp
 import numpy as np
 import prompts
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 
 LONG = 1000
 

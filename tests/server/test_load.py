@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import prompts
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 
 CLIENTS = 4
 VALID, INVALID = 270, 30

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import prompts
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import as_prompt, read
 from kleinkit.nano.build import build
-from kleinkit.nano.workflow import as_prompt, read
 from kleinkit.remote.ray_sweep import main, split, waiting
 from PIL import Image
 

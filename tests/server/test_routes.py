@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from kleinkit.nano import server as api
-from kleinkit.nano.demo import first_picture
-from kleinkit.nano.workflow import NANO, as_prompt
+from kleinkit.harness import server as api
+from kleinkit.harness.demo import first_picture
+from kleinkit.harness.workflow import NANO, as_prompt
 from prompts import JSON
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from kleinkit.nano import server as api
-from kleinkit.nano.workflow import NANO, WORKFLOWS
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import NANO, WORKFLOWS
 from kleinkit.scheduler.mu import SHIFTS
 from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS
 from kleinkit.scheduler.spacing import SPACINGS

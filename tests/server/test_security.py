@@ -4,7 +4,7 @@ from pathlib import Path
 
 import prompts
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 
 RULES = (
     prompts.SKIP,

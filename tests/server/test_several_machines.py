@@ -3,8 +3,8 @@
 import numpy as np
 import prompts
 import pytest
-from kleinkit.nano import server as api
-from kleinkit.nano.workflow import names
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import names
 from PIL import Image
 
 

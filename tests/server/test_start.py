@@ -2,8 +2,8 @@
 
 import re
 
-from kleinkit.nano import server as api
-from kleinkit.nano.workflow import WORKFLOWS, read
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import WORKFLOWS, read
 from PIL import Image
 
 # What ComfyUI says of every pack that it loads, and of the models that it finds.

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 from PIL import Image
 
 STEPS, SIDE = 2, 64

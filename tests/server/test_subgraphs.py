@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from kleinkit.nano import server as api
-from kleinkit.nano.workflow import WORKFLOWS, as_prompt, for_nano
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import WORKFLOWS, as_prompt, for_nano
 
 BLUEPRINTS = sorted(WORKFLOWS.parent.glob("subgraphs/*.json"))
 # The node ids that a subgraph's own inputs and outputs have in its links.

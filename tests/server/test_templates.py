@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from kleinkit.nano import server as api
+from kleinkit.harness import server as api
 from safetensors.torch import load_file
 from templates import as_prompt, install, of_type, templates
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import prompts
 import pytest
-from kleinkit.nano import server as api
-from kleinkit.nano.workflow import NANO, NOTES, WORKFLOWS, as_prompt, names, nodes, read
+from kleinkit.harness import server as api
+from kleinkit.harness.workflow import NANO, NOTES, WORKFLOWS, as_prompt, names, nodes, read
 from PIL import Image
 
 TITLE_BAR = 30

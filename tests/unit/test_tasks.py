@@ -11,7 +11,7 @@ import tarfile
 
 import kleinkit_tasks as tasks
 import pytest
-from kleinkit.nano.server import free_port
+from kleinkit.harness.server import free_port
 
 RELEASE = tasks.DEFAULT_RELEASE
 VERSION = tasks.RELEASES[RELEASE][0]
@@ -235,7 +235,7 @@ def test_code_is_clean():
     ("README.md", r"tested with ([^;]+)\.\s+Take", list(tasks.RELEASES)),
     (".github/workflows/test.yml", r"comfyui: \[(.+)\]", list(tasks.RELEASES)),
     ("pyproject.toml", r"requires-comfyui = (.+)", [OLDEST]),
-    ("release.py", r"OLDEST = (.+)", [OLDEST]),
+    ("compat.py", r"OLDEST = (.+)", [OLDEST]),
 ])
 def test_releases_that_are_named_are_those_that_are_tested(file, found, expected):
     [text] = re.findall(found, (tasks.ROOT / file).read_text("utf-8"))

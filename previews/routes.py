@@ -6,9 +6,9 @@ from functools import partial
 from aiohttp import web
 from server import PromptServer
 
-from ..guidance.preview import preview as preview_guidance
-from ..scheduler.preview import preview as preview_sigmas
+from .guidance import preview as preview_guidance
 from .loader import suited
+from .sigmas import preview as preview_sigmas
 
 MOST_BYTES = 16 * 1024
 PREVIEWS = {"/kleinkit/sigmas": preview_sigmas, "/kleinkit/guidance": preview_guidance, "/kleinkit/loader": suited}

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .checks import one_of
-from .mu import STATIC_MU
-from .schedule import Schedule, choose_shift, make, picture_tokens
+from ..checks import one_of
+from ..scheduler.mu import STATIC_MU
+from ..scheduler.schedule import Schedule, choose_shift, make, picture_tokens
 
 
 def inputs_of(choice, settings):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from comfy.model_sampling import ModelSamplingFlux
 
+from ..checks import in_node
 from ..scheduler import stock
 from ..scheduler.schedule import in_float32
 from ..scheduler.shift import time_shift
-from .errors import in_node
 from .latent import latent_tokens
 
 

@@ -1,6 +1,6 @@
 """What a latent is."""
 
-from ..scheduler.checks import expected
+from ..checks import expected
 
 CHANNELS = 128
 OTHERS = {

@@ -52,7 +52,7 @@ def open_editor(browser, server, *, width=1400, height=800, **settings):
 
     Args:
         browser: of `chromium`.
-        server: `nano.server.Server`.
+        server: `harness.server.Server`.
         width, height: of the page, in pixels.
         settings: of the editor, dots as double underscores: `Comfy__VueNodes__Enabled=True`.
     Returns:

@@ -1,10 +1,10 @@
 """What the editor's preview of a guidance schedule shows."""
 
-from ..scheduler.checks import expected, number, one_of
-from ..scheduler.preview import inputs_of
-from ..scheduler.preview import preview as preview_sigmas
-from .cfg import CFG, choose_schedule
-from .plan import plan
+from ..checks import expected, number, one_of
+from ..guidance.cfg import CFG, choose_schedule
+from ..guidance.plan import plan
+from .sigmas import inputs_of
+from .sigmas import preview as preview_sigmas
 
 SETTINGS = "schedule", "unguided", "cfg", "sigmas"
 # The server waits while a plan is made, step by step.

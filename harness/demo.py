@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,10 +14,10 @@ import webbrowser
 from pathlib import Path
 
 from . import server as api
-from .build import build
 from .workflow import as_prompt, change, for_nano, read
 
-DEMO = Path(__file__).resolve().parent.parent / ".demo"
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / ".demo"
 FIRST, STUDY = "klein-first-picture", "klein-guidance-study"
 # A folder of custom nodes that holds nothing but the workflow as this server can run it.
 TEMPLATES = "KleinKitDemo"
@@ -67,7 +68,7 @@ def to_run(klein):
 @contextlib.contextmanager
 def with_comfyui(base, port=0):
     """The found ComfyUI with KleinKit, the nano family and that ComfyUI's own models, in a base directory of ours."""
-    build(base / "models", comfyui())
+    subprocess.run([sys.executable, ROOT / "tasks.py", "run", "nano.build", base / "models"], check=True)
     print(f"Starting ComfyUI ({comfyui()}) …", flush=True)
     with api.running(comfyui(), base, port=port, cpu=use_cpu(), models=comfyui() / "models") as server:
         yield server

@@ -1,6 +1,8 @@
-"""The wording of an error about an input, and the steps that a range covers: one place each."""
+"""Range checks, and the wording of errors about inputs, for every folder."""
 
+import functools
 import math
+from contextlib import contextmanager
 
 LONGEST_VALUE = 200
 
@@ -59,3 +61,34 @@ def steps_in_range(start, end, steps):
     # 0.07 · 100 is 7.000000000000001 in floating point; the step that is meant is 7.
     first, last = (math.ceil(round(share * steps, 9)) for share in (start, end))
     return range(first, last)
+
+
+@contextmanager
+def in_node(node_id):
+    """A `ValueError` inside begins with the node's id."""
+    try:
+        yield
+    except ValueError as error:
+        # Its traceback alone: ComfyUI logs it.
+        raise ValueError(f"{node_id}: {error}").with_traceback(error.__traceback__) from None
+
+
+def names_itself(node):
+    """Class decorator: a `ValueError` of the node's `execute` begins with the node's id."""
+    execute = node.execute.__func__
+
+    @functools.wraps(execute)
+    def named(cls, *args, **kwargs):
+        with in_node(node.__name__):
+            return execute(cls, *args, **kwargs)
+
+    node.execute = classmethod(named)
+    return node
+
+
+def no_choice(name, choices):
+    """What `validate_inputs` answers when a DynamicCombo is missing in its arguments.
+
+    ComfyUI does not check one: of a value that is not in the list, nothing reaches the node.
+    """
+    return f"Expected `{name}` to be one of {', '.join(choices)}, but got none of them."

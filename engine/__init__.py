@@ -1,0 +1,1 @@
+"""How rules, sigmas and files run inside ComfyUI."""

@@ -1,0 +1,1 @@
+"""The real ComfyUI for the demo, the tests and the benchmarks."""

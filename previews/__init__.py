@@ -1,0 +1,1 @@
+"""What the editor asks while a graph is edited."""
