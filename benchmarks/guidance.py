@@ -20,14 +20,27 @@ def runner(model, cfg, steps):
     """A call that samples Euler steps with the model."""
     samplers = importlib.import_module("comfy.samplers")
     generator = torch.Generator().manual_seed(0)
-    positive, negative = ([[torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator) * 0.1, {"pooled_output": None}]]
-                          for _ in range(2))
+    positive, negative = (
+        [[torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator) * 0.1, {"pooled_output": None}]] for _ in range(2)
+    )
     noise = torch.randn(1, 128, LATENT_SIDE, LATENT_SIDE, generator=generator)
     sigmas = torch.linspace(1, 0, steps + 1)
 
     def run():
-        samplers.sample(model, noise, positive, negative, cfg, model.load_device, samplers.sampler_object("euler"),
-                        sigmas.clone(), model.model_options, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0)
+        samplers.sample(
+            model,
+            noise,
+            positive,
+            negative,
+            cfg,
+            model.load_device,
+            samplers.sampler_object("euler"),
+            sigmas.clone(),
+            model.model_options,
+            latent_image=torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
 
     return run
 
@@ -47,8 +60,15 @@ def main(arguments):
         ("skip-layer of single block 9, cfg 4", tail, whole, "SkipLayerGuidanceDiT", 4.0, 1, (0.0, 0.85)),
         ("skip-layer of single block 9, cfg 1", tail, whole, "SkipLayerGuidanceDiT", 1.0, 1, (0.0, 0.76)),
         ("half of the steps guided, 3 of 4 passes", late, klein, "plain CFG", 4.0, 2, (0.75 * 0.97, 0.75 * 1.03)),
-        ("CFG and CFG-Zero*", ours.KleinKitCFGZeroStar.execute(constant, True, 0)[0], zero_star.execute(klein)[0],
-         "CFG and CFGZeroStar", 4.0, 1, (0.0, 1.01)),
+        (
+            "CFG and CFG-Zero*",
+            ours.KleinKitCFGZeroStar.execute(constant, True, 0)[0],
+            zero_star.execute(klein)[0],
+            "CFG and CFGZeroStar",
+            4.0,
+            1,
+            (0.0, 1.01),
+        ),
     )
     missed = 0
     for name, model, other, against, cfg, steps, (low, high) in cases:

@@ -30,16 +30,22 @@ MOST_MILLISECONDS = 10.0
 def install(models):
     """Write a Klein, a Qwen3 of 36 layers of random float32 weights, and a VAE; the encoder's file."""
     build(models, Path(os.environ["COMFYUI_PATH"]))
-    write(models / "diffusion_models/klein.safetensors",
-          klein(hidden=128, double_blocks=1, single_blocks=1, text_width=3 * ENCODER["hidden"], dtype="F32"))
+    write(
+        models / "diffusion_models/klein.safetensors",
+        klein(hidden=128, double_blocks=1, single_blocks=1, text_width=3 * ENCODER["hidden"], dtype="F32"),
+    )
     random = torch.Generator().manual_seed(0)
     shapes = qwen3(**ENCODER)
-    tensors = {name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=random) / shape[1]**0.5
-               for name, (_, shape) in shapes.items() if name != EMBEDDINGS}
+    tensors = {
+        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=random) / shape[1] ** 0.5
+        for name, (_, shape) in shapes.items()
+        if name != EMBEDDINGS
+    }
     # Of the vocabulary only the words that are encoded are written. The rest is a hole: what is read are the layers.
     rows = {number: torch.randn(ENCODER["hidden"], generator=random) for number in range(TOKENS)}
-    return write(models / "text_encoders/qwen.safetensors", {EMBEDDINGS: shapes[EMBEDDINGS], **tensors},
-                 rows={EMBEDDINGS: rows})
+    return write(
+        models / "text_encoders/qwen.safetensors", {EMBEDDINGS: shapes[EMBEDDINGS], **tensors}, rows={EMBEDDINGS: rows}
+    )
 
 
 def loaders(file):
@@ -53,8 +59,7 @@ def loaders(file):
     def theirs():
         # CLIPLoader's own code. By this width it would take the file for another model's, so it is told which it is.
         with patch.object(sd, "detect_te_model", lambda _: sd.TEModel.QWEN3_4B):
-            return sd.load_clip([str(file)], clip_type=sd.CLIPType.FLUX2,
-                                model_options={"qwen3_4b_model_config": dict(CONFIG)})
+            return sd.load_clip([str(file)], clip_type=sd.CLIPType.FLUX2, model_options={"qwen3_4b_model_config": dict(CONFIG)})
 
     def ours():
         return node.execute("klein.safetensors", file.name, "auto", "auto", "default", "ignore", True).result[1]
@@ -74,8 +79,7 @@ def measure(which, file):
         os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     read, resident = counter("io", "read_bytes"), counter("status", "VmRSS")
     clip = load()
-    print(json.dumps({"read": counter("io", "read_bytes") - read,
-                      "resident": 1024 * (counter("status", "VmRSS") - resident)}))
+    print(json.dumps({"read": counter("io", "read_bytes") - read, "resident": 1024 * (counter("status", "VmRSS") - resident)}))
     del clip
 
 
@@ -91,8 +95,10 @@ def costs(which, file):
 
 
 def report(name, ours, theirs, show):
-    print(f"{name}: KleinKit {show(ours)}, CLIPLoader {show(theirs)}, ratio {ours / theirs:.3f} "
-          f"(at most {MOST_OF_THE_LAYERS})", flush=True)
+    print(
+        f"{name}: KleinKit {show(ours)}, CLIPLoader {show(theirs)}, ratio {ours / theirs:.3f} (at most {MOST_OF_THE_LAYERS})",
+        flush=True,
+    )
     return ours / theirs
 
 
@@ -108,8 +114,11 @@ def text_encoder(base):
         raise RuntimeError(f"The system counts no bytes read from {base}: set TMPDIR to a folder on a disk.")
     ratios = [report("bytes read of the layers", ours["read"], theirs["read"], gigabytes)]
     embeddings = 4 * 151936 * ENCODER["hidden"]
-    ratios.append(report("resident memory, less the embeddings",
-                         ours["resident"] - embeddings, theirs["resident"] - embeddings, gigabytes))
+    ratios.append(
+        report(
+            "resident memory, less the embeddings", ours["resident"] - embeddings, theirs["resident"] - embeddings, gigabytes
+        )
+    )
     clips = [load() for load in loaders(file)]
     # On a busy machine more threads wait for each other.
     torch.set_num_threads(1)
@@ -118,8 +127,11 @@ def text_encoder(base):
     if not torch.equal(*(clip.encode_from_tokens(tokens) for clip in clips)):
         raise RuntimeError("The embeddings differ.")
     ours, theirs = side_by_side(
-        f"encode {TOKENS} tokens", *(lambda clip=clip: clip.encode_from_tokens(tokens) for clip in clips),
-        rounds=9, against="CLIPLoader")
+        f"encode {TOKENS} tokens",
+        *(lambda clip=clip: clip.encode_from_tokens(tokens) for clip in clips),
+        rounds=9,
+        against="CLIPLoader",
+    )
     return [*ratios, ours / theirs]
 
 
@@ -127,8 +139,10 @@ def look(base):
     """The median seconds of telling what an 18 GB file is. The file is a hole, but for its header."""
     file = write(base / "flux-2-klein-9b.safetensors", klein(**NINE))
     time = statistics.median(seconds(lambda: inspect(file)) for _ in range(50))
-    print(f"what a file of {gigabytes(file.stat().st_size)} is: {time * 1e3:.2f} ms (at most {MOST_MILLISECONDS:g} ms)",
-          flush=True)
+    print(
+        f"what a file of {gigabytes(file.stat().st_size)} is: {time * 1e3:.2f} ms (at most {MOST_MILLISECONDS:g} ms)",
+        flush=True,
+    )
     return time
 
 

@@ -55,15 +55,21 @@ def times(page, kind):
 
 def main(arguments):
     late = False
-    with (tempfile.TemporaryDirectory() as base, running(Path(os.environ["COMFYUI_PATH"]), base) as server,
-          chromium() as browser):
+    with (
+        tempfile.TemporaryDirectory() as base,
+        running(Path(os.environ["COMFYUI_PATH"]), base) as server,
+        chromium() as browser,
+    ):
         for renderer, vue in (("classic", False), ("Nodes 2.0", True)):
             page, _ = open_editor(browser, server, Comfy__VueNodes__Enabled=vue)
             for kind in NODES:
                 for what, found in times(page, kind).items():
                     median = statistics.median(found)
                     late |= median > MOST_MILLISECONDS[what]
-                    print(f"{renderer}, {kind}, {what}: median {median:.0f} ms of {ROUNDS}, worst {max(found):.0f} ms "
-                          f"(at most {MOST_MILLISECONDS[what]} ms)", flush=True)
+                    print(
+                        f"{renderer}, {kind}, {what}: median {median:.0f} ms of {ROUNDS}, worst {max(found):.0f} ms "
+                        f"(at most {MOST_MILLISECONDS[what]} ms)",
+                        flush=True,
+                    )
             page.context.close()
     return int(late)

@@ -46,13 +46,18 @@ def nodes():
             f"scheduler node, {steps} steps",
             lambda steps=steps: ours.execute(steps, 1024, 1024, 1.0, "ksampler", {"shift": "flux2"}, "uniform", 0.0),
             lambda steps=steps: theirs.execute(steps, 1024, 1024),
-            rounds=200, against="Flux2Scheduler")
+            rounds=200,
+            against="Flux2Scheduler",
+        )
 
 
 def main(arguments):
     with tempfile.TemporaryDirectory() as base, running(Path(os.environ["COMFYUI_PATH"]), base) as server:
         milliseconds = route(server) * 1e3
-    print(f"POST /kleinkit/sigmas, {STEPS} steps: median {milliseconds:.3f} ms of {REQUESTS} requests "
-          f"(at most {MOST_MILLISECONDS:g} ms)", flush=True)
+    print(
+        f"POST /kleinkit/sigmas, {STEPS} steps: median {milliseconds:.3f} ms of {REQUESTS} requests "
+        f"(at most {MOST_MILLISECONDS:g} ms)",
+        flush=True,
+    )
     nodes()
     return int(milliseconds >= MOST_MILLISECONDS)

@@ -25,6 +25,5 @@ def side_by_side(name, ours, theirs, rounds=20, against="ComfyUI"):
     theirs()
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
     ours, theirs = (statistics.median(column) for column in zip(*pairs))
-    print(f"{name}: KleinKit {ours * 1e3:.3f} ms, {against} {theirs * 1e3:.3f} ms, ratio {ours / theirs:.2f}",
-          flush=True)
+    print(f"{name}: KleinKit {ours * 1e3:.3f} ms, {against} {theirs * 1e3:.3f} ms, ratio {ours / theirs:.2f}", flush=True)
     return ours, theirs

@@ -9,8 +9,11 @@ from .header import CheckpointError
 from .inspection import KLEIN, MODEL, TEXT_ENCODER, VAE, inspect
 
 LARGEST_JSON = 4 * 1024**2
-SUBFOLDERS = {MODEL: ("transformer", "diffusion_pytorch_model"), TEXT_ENCODER: ("text_encoder", "model"),
-              VAE: ("vae", "diffusion_pytorch_model")}
+SUBFOLDERS = {
+    MODEL: ("transformer", "diffusion_pytorch_model"),
+    TEXT_ENCODER: ("text_encoder", "model"),
+    VAE: ("vae", "diffusion_pytorch_model"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ def inspect_folder(folder):
     index = _json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not pipeline.startswith("Flux2Klein"):
-        raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, "
-                              f"not for {KLEIN} ({folder}).")
-    parts = {role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}")
-             for role, (subfolder, stem) in SUBFOLDERS.items()}
+        raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, not for {KLEIN} ({folder}).")
+    parts = {
+        role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}")
+        for role, (subfolder, stem) in SUBFOLDERS.items()
+    }
     says = index.get("is_distilled")
     if not isinstance(says, bool):
         says = True if pipeline == "Flux2KleinKVPipeline" else None
@@ -57,8 +61,7 @@ def _json(path):
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} is damaged: it is not a JSON object "
-                              f"of at most {LARGEST_JSON} bytes ({path}).")
+        raise CheckpointError(f"{path.name} is damaged: it is not a JSON object of at most {LARGEST_JSON} bytes ({path}).")
     return content
 
 

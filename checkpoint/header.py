@@ -10,16 +10,39 @@ from pathlib import Path
 
 # Bits of one element, by the format's dtype names (github.com/huggingface/safetensors, `Dtype`).
 BITS = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
 }
 # The format allows 100 MB. The largest header among the models that ComfyUI loads is under 2 MB.
 LARGEST_HEADER = 16 * 1024**2
-PICKLES = {b"PK": "a zip archive (a PyTorch pickle)", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle",
-           b"\x80\x04": "a pickle", b"\x80\x05": "a pickle", b"GG": "a GGUF file"}
+PICKLES = {
+    b"PK": "a zip archive (a PyTorch pickle)",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"GG": "a GGUF file",
+}
 
 
 class CheckpointError(ValueError):
@@ -73,14 +96,21 @@ def read_header(path):
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if length < 2:
-                raise bad("is empty" if not start else "is not a safetensors file: it is too short" if len(start) < 8
-                          else "is not a safetensors file: its header is empty")
+                raise bad(
+                    "is empty"
+                    if not start
+                    else "is not a safetensors file: it is too short"
+                    if len(start) < 8
+                    else "is not a safetensors file: its header is empty"
+                )
             if start[:2] in PICKLES and length > LARGEST_HEADER:
                 raise bad(f"is not a safetensors file but {PICKLES[start[:2]]}, whatever its name says")
             size = status.st_size - 8 - length
             if size < 0:
-                raise bad(f"is truncated or not a safetensors file: its header claims {length} bytes, "
-                          f"the file has {status.st_size}; download it again")
+                raise bad(
+                    f"is truncated or not a safetensors file: its header claims {length} bytes, "
+                    f"the file has {status.st_size}; download it again"
+                )
             if length > LARGEST_HEADER:
                 raise bad(f"has a header of {length} bytes, and KleinKit reads at most {LARGEST_HEADER}")
             text = file.read(length)
@@ -112,8 +142,7 @@ def read_header(path):
             raise bad(f"is damaged: the bytes of {name[:80]!r} overlap another tensor's, or leave a gap")
         position = tensor.end
     if position > size:
-        raise bad(f"is truncated: it should be {8 + length + position} bytes long and has {status.st_size}; "
-                  "download it again")
+        raise bad(f"is truncated: it should be {8 + length + position} bytes long and has {status.st_size}; download it again")
     if position < size:
         raise bad(f"is damaged: {size - position} bytes at its end belong to no tensor")
     return Header(path, tensors, metadata)
@@ -126,8 +155,7 @@ def _tensor(entry):
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         return None
-    if not all(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
-               for numbers in (shape, offsets)):
+    if not all(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers) for numbers in (shape, offsets)):
         return None
     # More than 64 dimensions, or sizes beyond 64 bits, would make the product below slow.
     if len(offsets) != 2 or len(shape) > 64 or any(n >= 2**63 for n in (*shape, *offsets)):

@@ -34,7 +34,9 @@ def paragraph(model, encoder, vae, variant, *, trim, ignore_cfg, chosen):
     if not variant.distilled:
         sentences.append("ComfyUI's own templates take 20 steps and cfg 5, which is faster.")
     kept = f"{LAYERS_READ} of its" if trim and layers > LAYERS_READ else "all"
-    sentences.append(f"Text encoder: {encoder.name}{by[TEXT_ENCODER]}, {text.architecture} of width {text.width}, "
-                     f"{text.weights}, {kept} {layers} layers.")
+    sentences.append(
+        f"Text encoder: {encoder.name}{by[TEXT_ENCODER]}, {text.architecture} of width {text.width}, "
+        f"{text.weights}, {kept} {layers} layers."
+    )
     sentences.append(f"VAE: {vae.name}{by[VAE]}, {picture.architecture}, {picture.weights}.")
     return " ".join(sentences)

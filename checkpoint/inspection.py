@@ -70,7 +70,7 @@ class Part:
 
     @property
     def size(self):
-        """"4B", "9B", or the shape of a Klein of another size."""
+        """ "4B", "9B", or the shape of a Klein of another size."""
         shape = (*self.layers, self.width)
         return KLEIN_SIZES.get(shape) or "{}+{} blocks of width {}".format(*shape)
 
@@ -144,16 +144,20 @@ def inspect_taef2(encoder, decoder):
         tensor = header.tensors.get(key)
         if tensor is None or len(tensor.shape) != 4 or tensor.shape[axis] != 32 or pool not in header.tensors:
             raise CheckpointError(f"{header.path.name} is not {TAEF2}'s ({header.path}).")
-    tensors = {f"{side}.{key}": tensor for side, header in zip(("encoder", "decoder"), headers, strict=True)
-               for key, tensor in header.tensors.items()}
+    tensors = {
+        f"{side}.{key}": tensor
+        for side, header in zip(("encoder", "decoder"), headers, strict=True)
+        for key, tensor in header.tensors.items()
+    }
     part = _part(tensors, {}, VAE, TAEF2, "", width=32)
     return Checkpoint("taef2", (Path(encoder), Path(decoder)), tensors, {}, {VAE: part})
 
 
 def _part(tensors, formats, role, architecture, prefix, **found):
     mine = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return Part(role, architecture, prefix, _weights(mine, formats),
-                sum(tensor.end - tensor.begin for tensor in mine.values()), **found)
+    return Part(
+        role, architecture, prefix, _weights(mine, formats), sum(tensor.end - tensor.begin for tensor in mine.values()), **found
+    )
 
 
 def _first(tensors, names, prefixes):
@@ -167,7 +171,7 @@ def _first(tensors, names, prefixes):
 
 def _count(tensors, prefix):
     """How many different numbers follow the prefix: blocks, layers."""
-    return len({key[len(prefix):].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
+    return len({key[len(prefix) :].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
 
 
 def _four_bits(tensors, key):
@@ -184,20 +188,39 @@ def _columns(tensors, key):
 def _model(tensors, formats):
     for prefix in ("", "model.diffusion_model."):
         for modulation, image, text, final, double, single in (
-            ("double_stream_modulation_img.lin.weight", "img_in.weight", "txt_in.weight",
-             "final_layer.linear.weight", "double_blocks.", "single_blocks."),
-            ("double_stream_modulation_img.linear.weight", "x_embedder.weight", "context_embedder.weight",
-             "proj_out.weight", "transformer_blocks.", "single_transformer_blocks."),
+            (
+                "double_stream_modulation_img.lin.weight",
+                "img_in.weight",
+                "txt_in.weight",
+                "final_layer.linear.weight",
+                "double_blocks.",
+                "single_blocks.",
+            ),
+            (
+                "double_stream_modulation_img.linear.weight",
+                "x_embedder.weight",
+                "context_embedder.weight",
+                "proj_out.weight",
+                "transformer_blocks.",
+                "single_transformer_blocks.",
+            ),
         ):
             needed = [tensors.get(prefix + key) for key in (image, text, final)]
             if prefix + modulation not in tensors or not all(tensor and len(tensor.shape) == 2 for tensor in needed):
                 continue
             guidance = ("guidance_in.", "time_guidance_embed.guidance_embedder.")
             dev = any(key.startswith(prefix + start) for key in tensors for start in guidance)
-            return _part(tensors, formats, MODEL, "FLUX.2 [dev]" if dev else KLEIN, prefix,
-                         width=needed[0].shape[0], text_width=_columns(tensors, prefix + text),
-                         layers=(_count(tensors, prefix + double), _count(tensors, prefix + single)),
-                         diffusers_keys=modulation.endswith("linear.weight"))
+            return _part(
+                tensors,
+                formats,
+                MODEL,
+                "FLUX.2 [dev]" if dev else KLEIN,
+                prefix,
+                width=needed[0].shape[0],
+                text_width=_columns(tensors, prefix + text),
+                layers=(_count(tensors, prefix + double), _count(tensors, prefix + single)),
+                diffusers_keys=modulation.endswith("linear.weight"),
+            )
     found = _first(tensors, MODEL_KEYS, ("", "model.diffusion_model."))
     return found and _part(tensors, formats, MODEL, *found)
 
@@ -215,8 +238,9 @@ def _text_encoder(tensors, formats):
     for layers in (prefix + "model.language_model.layers.", prefix + "model.layers."):
         norm = tensors.get(layers + "0.input_layernorm.weight")
         if norm and len(norm.shape) == 1:
-            return _part(tensors, formats, TEXT_ENCODER, architecture, prefix, width=norm.shape[0],
-                         layers=(_count(tensors, layers),))
+            return _part(
+                tensors, formats, TEXT_ENCODER, architecture, prefix, width=norm.shape[0], layers=(_count(tensors, layers),)
+            )
     damaged = "damaged " if architecture in (QWEN3, QWEN3_VL) else ""
     return _part(tensors, formats, TEXT_ENCODER, damaged + architecture, prefix)
 
@@ -232,8 +256,15 @@ def _vae(tensors, formats):
         else:
             known = {4: "Stable Diffusion 1's or SDXL's VAE", 16: "FLUX.1's or Stable Diffusion 3's VAE"}
             architecture = known.get(channels, f"a VAE of {channels} latent channels")
-        return _part(tensors, formats, VAE, architecture, prefix, width=channels,
-                     diffusers_keys=prefix + "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors)
+        return _part(
+            tensors,
+            formats,
+            VAE,
+            architecture,
+            prefix,
+            width=channels,
+            diffusers_keys=prefix + "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors,
+        )
     found = _first(tensors, VAE_KEYS, ("", "vae.", "first_stage_model."))
     return found and _part(tensors, formats, VAE, *found)
 
@@ -265,5 +296,6 @@ def _formats(header):
     try:
         return {layer: str(settings["format"]) for layer, settings in json.loads(text)["layers"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{header.path.name} is damaged: "
-                              f"its quantisation metadata cannot be read ({header.path}).") from None
+        raise CheckpointError(
+            f"{header.path.name} is damaged: its quantisation metadata cannot be read ({header.path})."
+        ) from None

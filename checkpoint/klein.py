@@ -78,17 +78,20 @@ def check_tensors(checkpoint):
             names_of_it = (part.prefix + name, part.prefix + key.replace(".scale", ".weight"))
             tensor = next((checkpoint.tensors[one] for one in names_of_it if one in checkpoint.tensors), None)
             if tensor is None:
-                raise CheckpointError(f"{checkpoint.name} is damaged or cut down: "
-                                      f"it has no {name} ({checkpoint.files[0]}).")
+                raise CheckpointError(f"{checkpoint.name} is damaged or cut down: it has no {name} ({checkpoint.files[0]}).")
             wanted = rows and rows * part.width // len(names)
             if wanted and tensor.shape[:1] != (wanted,):
-                raise CheckpointError(f"{checkpoint.name} is damaged: its {name} has the shape {list(tensor.shape)}, "
-                                      f"not {wanted} rows ({checkpoint.files[0]}).")
+                raise CheckpointError(
+                    f"{checkpoint.name} is damaged: its {name} has the shape {list(tensor.shape)}, "
+                    f"not {wanted} rows ({checkpoint.files[0]})."
+                )
     # Diffusers' names are converted one by one; ComfyUI knows what to do with the others.
     unknown = min(checkpoint.tensors.keys() - known, default=None) if part.diffusers_keys else None
     if unknown:
-        raise CheckpointError(f"{checkpoint.name} has a tensor {unknown[:80]!r} that is not {KLEIN}'s: "
-                              f"a quantised diffusers model cannot be loaded ({checkpoint.files[0]}).")
+        raise CheckpointError(
+            f"{checkpoint.name} has a tensor {unknown[:80]!r} that is not {KLEIN}'s: "
+            f"a quantised diffusers model cannot be loaded ({checkpoint.files[0]})."
+        )
 
 
 def original_weight(key, parts):

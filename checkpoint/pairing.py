@@ -8,8 +8,10 @@ from .qwen3 import LAYERS_READ, config
 # Klein reads three hidden states of its text encoder, side by side.
 STATES = 3
 # The names that Comfy-Org publishes, best first; text encoders by their hidden size.
-OFFICIAL_ENCODERS = {2560: ("qwen_3_4b", "qwen_3_4b_fp8mixed", "qwen_3_4b_fp4_flux2"),
-                     4096: ("qwen_3_8b", "qwen_3_8b_fp8mixed", "qwen_3_8b_fp4mixed")}
+OFFICIAL_ENCODERS = {
+    2560: ("qwen_3_4b", "qwen_3_4b_fp8mixed", "qwen_3_4b_fp4_flux2"),
+    4096: ("qwen_3_8b", "qwen_3_8b_fp8mixed", "qwen_3_8b_fp4mixed"),
+}
 OFFICIAL_VAES = ("flux2-vae", "full_encoder_small_decoder")
 
 
@@ -21,12 +23,12 @@ def check_model(checkpoint):
     """
     part = checkpoint.parts.get(MODEL)
     if part is None or part.architecture != KLEIN:
-        raise CheckpointError(f"Expected `diffusion_model` to be a {KLEIN}, "
-                              f"but {checkpoint.name} is {checkpoint.what(MODEL)}.")
+        raise CheckpointError(f"Expected `diffusion_model` to be a {KLEIN}, but {checkpoint.name} is {checkpoint.what(MODEL)}.")
     check_tensors(checkpoint)
     if part.text_width % STATES:
-        raise CheckpointError(f"{checkpoint.name} is damaged: "
-                              f"its text input is {part.text_width} wide, not {STATES} × a hidden size.")
+        raise CheckpointError(
+            f"{checkpoint.name} is damaged: its text input is {part.text_width} wide, not {STATES} × a hidden size."
+        )
 
 
 def fits(model, role, checkpoint):
@@ -79,8 +81,10 @@ def misfit(model, role, checkpoint, fitting, damaged=()):
     klein = model.parts[MODEL]
     if role == TEXT_ENCODER:
         name, folder, official = "text_encoder", "text_encoders", official_encoders(model)
-        needs = (f"a Qwen3 of width {klein.text_width // STATES} and at least {LAYERS_READ} layers "
-                 f"for {model.name} ({KLEIN} {klein.size}, text input {klein.text_width} wide)")
+        needs = (
+            f"a Qwen3 of width {klein.text_width // STATES} and at least {LAYERS_READ} layers "
+            f"for {model.name} ({KLEIN} {klein.size}, text input {klein.text_width} wide)"
+        )
     else:
         name, folder, official = "vae", "vae", OFFICIAL_VAES
         needs = f"{FLUX2_VAE} (32 latent channels and `bn.running_mean`) or {TAEF2} for {model.name}"

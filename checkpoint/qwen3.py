@@ -7,8 +7,19 @@ from .inspection import QWEN3, QWEN3_VL, TEXT_ENCODER
 
 LAYERS_READ = 27
 HEAD_WIDTH = 128
-LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm", "self_attn.q_proj",
-         "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LAYER = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -24,7 +35,7 @@ def plain_key(key, prefix, *, trim):
     """
     if not key.startswith(prefix):
         return None
-    key = key[len(prefix):]
+    key = key[len(prefix) :]
     if key.startswith(("model.visual.", "visual.")):
         return None
     if key.startswith("model.language_model."):
@@ -52,10 +63,10 @@ def config(checkpoint, *, trim):
     if part is None or part.architecture not in (QWEN3, QWEN3_VL):
         raise CheckpointError(f"{checkpoint.name} is {checkpoint.what(TEXT_ENCODER)}, not a Qwen3 text encoder.")
     if part.layers[0] < LAYERS_READ:
-        raise CheckpointError(f"{checkpoint.name} has {part.layers[0]} layers, "
-                              f"and Klein reads up to layer {LAYERS_READ}.")
-    rows = {plain_key(key, part.prefix, trim=False): tensor.shape[0]
-            for key, tensor in checkpoint.tensors.items() if tensor.shape}
+        raise CheckpointError(f"{checkpoint.name} has {part.layers[0]} layers, and Klein reads up to layer {LAYERS_READ}.")
+    rows = {
+        plain_key(key, part.prefix, trim=False): tensor.shape[0] for key, tensor in checkpoint.tensors.items() if tensor.shape
+    }
 
     def need(key, of=None):
         if key not in rows:

@@ -55,6 +55,7 @@ def decide(name, metadata, *, folder_says=None):
     if says is not None:
         return Variant(says, "its metadata say so", kv and says)
     if "klein" in stem:
-        return Variant(True, "a guess: its name says klein without base, and nothing else tells; "
-                             "set `variant` if that is wrong")
+        return Variant(
+            True, "a guess: its name says klein without base, and nothing else tells; set `variant` if that is wrong"
+        )
     return Variant(False, "a guess: neither its name nor its metadata tell; set `variant` if that is wrong")

@@ -37,9 +37,15 @@ def plot_schedules():
             axes.add_patch(plt.Rectangle((step.index + 0.06, row + 0.1), 0.88, 0.8, facecolor=color, edgecolor="#777"))
         axes.text(STEPS + 0.5, row + 0.5, sum(len(step.passes) for step in steps), va="center")
     axes.text(STEPS + 0.5, -0.4, "passes", va="center")
-    axes.set(xlim=(0, STEPS), ylim=(len(SCHEDULES), 0), xlabel=f"step of {STEPS}, cfg {SCALE:g}",
-             xticks=np.arange(0, STEPS, 5) + 0.5, xticklabels=range(0, STEPS, 5),
-             yticks=np.arange(len(SCHEDULES)) + 0.5, yticklabels=SCHEDULES)
+    axes.set(
+        xlim=(0, STEPS),
+        ylim=(len(SCHEDULES), 0),
+        xlabel=f"step of {STEPS}, cfg {SCALE:g}",
+        xticks=np.arange(0, STEPS, 5) + 0.5,
+        xticklabels=range(0, STEPS, 5),
+        yticks=np.arange(len(SCHEDULES)) + 0.5,
+        yticklabels=SCHEDULES,
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -33,12 +33,14 @@ def sigmas(**settings):
 def plot_scheduler():
     """What mu, the spacing and the mode of denoise do to the sigmas."""
     figure, (shift, spacing, denoise) = plt.subplots(1, 3, figsize=(11.0, 3.4), sharey=True)
-    draw(shift, "mu, 10 steps",
-         {f"mu {mu:g}": sigmas(steps=10, shift=choose_shift("fixed", mu=mu)) for mu in (0.0, 1.15, 2.26, 3.5)},
-         ylabel="sigma")
+    draw(
+        shift,
+        "mu, 10 steps",
+        {f"mu {mu:g}": sigmas(steps=10, shift=choose_shift("fixed", mu=mu)) for mu in (0.0, 1.15, 2.26, 3.5)},
+        ylabel="sigma",
+    )
     draw(spacing, "spacing, 10 steps", {name: sigmas(steps=10, spacing=name) for name in SPACINGS})
-    draw(denoise, "denoise 0.5, 10 steps",
-         {mode: sigmas(steps=10, denoise=0.5, denoise_mode=mode) for mode in DENOISE_MODES})
+    draw(denoise, "denoise 0.5, 10 steps", {mode: sigmas(steps=10, denoise=0.5, denoise_mode=mode) for mode in DENOISE_MODES})
     return figure
 
 
@@ -63,9 +65,15 @@ def plot_dynamic_shift():
     for axes, (width, height), steps in zip(panels, ((1024, 1024), (1088, 1024), (2048, 2048)), (4, 20, 50)):
         even = np.linspace(1.0, 0.0, steps + 1)
         mu = SHIFTS["flux2"](picture_tokens(width, height), steps)
-        draw(axes, f"{width}×{height}, {steps} steps", {
-            f"ComfyUI, {STATIC_MU}": time_shift(even, STATIC_MU), f"flux2, {mu:.2f}": time_shift(even, mu),
-        }, ylabel="sigma" if axes is panels[0] else "")
+        draw(
+            axes,
+            f"{width}×{height}, {steps} steps",
+            {
+                f"ComfyUI, {STATIC_MU}": time_shift(even, STATIC_MU),
+                f"flux2, {mu:.2f}": time_shift(even, mu),
+            },
+            ylabel="sigma" if axes is panels[0] else "",
+        )
     return figure
 
 
@@ -81,10 +89,12 @@ def table():
 
 
 def main(arguments):
-    save({
-        "KleinKitScheduler": plot_scheduler,
-        "KleinKitScheduler-mu": plot_mu,
-        "KleinKitDynamicShift": plot_dynamic_shift,
-    })
+    save(
+        {
+            "KleinKitScheduler": plot_scheduler,
+            "KleinKitScheduler-mu": plot_mu,
+            "KleinKitDynamicShift": plot_dynamic_shift,
+        }
+    )
     print(table())
     return 0

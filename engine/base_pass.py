@@ -22,11 +22,14 @@ def with_base(model, base):
     """
     architecture, other = (m.model.model_config.unet_config | {"dtype": None} for m in (model, base))
     if type(model.model) is not type(base.model) or architecture != other:
-        raise ValueError(f"Expected `base_model` to be of the same architecture as `model` "
-                         f"({describe(model)}), but got {describe(base)}.")
+        raise ValueError(
+            f"Expected `base_model` to be of the same architecture as `model` ({describe(model)}), but got {describe(base)}."
+        )
     if base.is_clone(model):
-        raise ValueError("Expected `base_model` to be loaded from a file of its own, but got the weights of `model` again: "
-                         "put the base model's file into a second loader.")
+        raise ValueError(
+            "Expected `base_model` to be loaded from a file of its own, but got the weights of `model` again: "
+            "put the base model's file into a second loader."
+        )
     model.set_additional_models(BASE, [base])
     if not model.get_wrappers(WrappersMP.CALC_COND_BATCH, BASE):
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, BASE, calc_cond_batch_with_base)

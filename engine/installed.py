@@ -92,8 +92,10 @@ def inside(path):
     for registered, *_ in folder_paths.folder_names_and_paths.values():
         folders += registered
     if not any(Path(target).is_relative_to(os.path.realpath(folder)) for folder in folders):
-        raise CheckpointError(f"{os.path.basename(path)} is a link to {target}, outside ComfyUI's model folders; "
-                              "name that folder in extra_model_paths.yaml, or move the file.")
+        raise CheckpointError(
+            f"{os.path.basename(path)} is a link to {target}, outside ComfyUI's model folders; "
+            "name that folder in extra_model_paths.yaml, or move the file."
+        )
     return path
 
 

@@ -51,8 +51,7 @@ def diffusers_model(files, model_options, disable_dynamic=False):
             fused[key] = parts
             # Stands in without memory of its own, while ComfyUI reads sizes and dtypes.
             weights[key] = parts[0].new_zeros(()).expand(sum(len(rows) for rows in parts), *parts[0].shape[1:])
-    patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options=model_options,
-                                                       disable_dynamic=disable_dynamic)
+    patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options=model_options, disable_dynamic=disable_dynamic)
     for key, parts in fused.items():
         linear = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
         linear.load_state_dict({"weight": original_weight(key, parts)}, strict=False, assign=patcher.is_dynamic())
@@ -77,10 +76,14 @@ def text_encoder(files, trim, disable_dynamic=False):
     big = config["hidden_size"] == 4096
     kind, tokenizer = ("qwen3_8b", flux.KleinTokenizer8B) if big else ("qwen3_4b", flux.KleinTokenizer)
     model = flux.klein_te(**llama_detect(weights), model_type=kind)
-    clip = comfy.sd.CLIP(ClipTarget(tokenizer, mute(model) if trim else model),
-                         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-                         parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights],
-                         model_options={f"{kind}_model_config": config}, disable_dynamic=disable_dynamic)
+    clip = comfy.sd.CLIP(
+        ClipTarget(tokenizer, mute(model) if trim else model),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=comfy.utils.calculate_parameters(weights),
+        state_dict=[weights],
+        model_options={f"{kind}_model_config": config},
+        disable_dynamic=disable_dynamic,
+    )
     clip.patcher.cached_patcher_init = (text_encoder_patcher, (files, trim))
     return clip
 
@@ -94,8 +97,7 @@ def mute(model):
 
     class Trimmed(model):
         def generate(self, *args, **kwargs):
-            raise ValueError("KleinKitLoader: a trimmed text encoder cannot generate text; "
-                             "turn `trim_text_encoder` off.")
+            raise ValueError("KleinKitLoader: a trimmed text encoder cannot generate text; turn `trim_text_encoder` off.")
 
     return Trimmed
 

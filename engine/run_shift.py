@@ -121,6 +121,7 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
     Returns:
         `(sigmas, mu, schedule)`: the run's sigmas, and the float32 array that they are a part of.
     """
+
     def make(of, name, steps):
         return comfy.samplers.calculate_sigmas(of, name, steps).cpu().numpy()
 
@@ -131,8 +132,10 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
     if not (found and falls(found[2])):
         if not falls(schedule):
             schedule = np.sort(schedule[start:stop])[::-1]
-        logging.info("KleinKitDynamicShift: these sigmas are of no scheduler in KSampler's list with the model's own "
-                     "shift, and stay as they are.")
+        logging.info(
+            "KleinKitDynamicShift: these sigmas are of no scheduler in KSampler's list with the model's own "
+            "shift, and stay as they are."
+        )
         return sigmas, shift(tokens, len(schedule) - 1), schedule
     name, asked, made, index = found
     steps = len(made) - 1

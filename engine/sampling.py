@@ -72,8 +72,11 @@ class Run:
         self.finite.clear()
         if RESULT in broken:
             nodes = ", ".join(rule.node for rule in self.model_options.get(RULES, ()))
-            self.warn(f"NaN or infinity {source(broken)} step {self.step.index + 1} of {self.step.steps}, at sigma "
-                      f"{self.step.sigma:.4g}; expect a black picture. The guidance is {nodes or 'plain CFG'}.", topic="NaN")
+            self.warn(
+                f"NaN or infinity {source(broken)} step {self.step.index + 1} of {self.step.steps}, at sigma "
+                f"{self.step.sigma:.4g}; expect a black picture. The guidance is {nodes or 'plain CFG'}.",
+                topic="NaN",
+            )
         return floats, observed
 
 
@@ -131,8 +134,10 @@ def with_hooks(model):
         ValueError: not a flow matching model.
     """
     if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-        raise ValueError(f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got "
-                         f"{type(model.model).__name__}, which is none.")
+        raise ValueError(
+            f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got "
+            f"{type(model.model).__name__}, which is none."
+        )
     model = model.clone()
     for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
         if not model.get_wrappers(kind, KEY):
@@ -166,8 +171,13 @@ def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwarg
         options["transformer_options"].pop(RUN, None)
         if rules:
             ran = ", ".join(f"{name} {count}" for name, count in run.calls.items() if count)
-            logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, sum(run.calls.values()),
-                         ran or "none", ", ".join(rule.node for rule in rules))
+            logging.info(
+                "KleinKit: %d steps, %d passes (%s) with %s.",
+                len(run.sigmas) - 1,
+                sum(run.calls.values()),
+                ran or "none",
+                ", ".join(rule.node for rule in rules),
+            )
 
 
 def conflicts(rules, guider, model_options, sigmas):
@@ -177,8 +187,10 @@ def conflicts(rules, guider, model_options, sigmas):
         others = [rule for rule in rules if rule.order != DISTILLED]
         asked = max((step.cfg for step in plan(others, sigmas, scale_of(guider))), default=0.0)
         if asked > 1.0:
-            yield (f"cfg {asked:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of KleinKitLoader "
-                   "to `allow`.")
+            yield (
+                f"cfg {asked:g} counts as 1 on this distilled model; set cfg to 1, or `distilled_cfg` of KleinKitLoader "
+                "to `allow`."
+            )
     if has_own_scales(guider) and nodes.keys() & {SCHEDULE, DISTILLED, ADAPTIVE}:
         yield f"{type(guider).__name__} has scales of its own, so schedules of cfg have no effect in it."
     if COMBINE in nodes and "sampler_cfg_function" in model_options:
@@ -236,9 +248,18 @@ def predict(executor, x, timestep, model_options, seed):
     run.entry.clear()
     if step.zero:
         # No velocity: all predictions are x. Samplers of the cfg_pp kind take the negative's from a hook of their own.
-        own = model_options["sampler_post_cfg_function"][run.hooks:]
-        return comfy.samplers.cfg_function(guider.inner_model, x, x, 1.0, x, timestep, {"sampler_post_cfg_function": own},
-                                           guider.conds["positive"], guider.conds.get("negative"))
+        own = model_options["sampler_post_cfg_function"][run.hooks :]
+        return comfy.samplers.cfg_function(
+            guider.inner_model,
+            x,
+            x,
+            1.0,
+            x,
+            timestep,
+            {"sampler_post_cfg_function": own},
+            guider.conds["positive"],
+            guider.conds.get("negative"),
+        )
 
     conds = guider.conds
     if "negative" not in conds and {"uncond", "image"} & set(step.passes):
@@ -324,9 +345,13 @@ def skip_pass(args, run, rules):
 def image_pass(args, run):
     """x0 of the negative without its reference latents."""
     if not any("ref_latents" in cond["model_conds"] for cond in args["uncond"]):
-        raise ValueError("KleinKitImageCFG: Expected the negative conditioning to carry reference latents, but got none; "
-                         "put ReferenceLatent behind the negative prompt too.")
-    without = [{**cond, "model_conds": {k: v for k, v in cond["model_conds"].items() if not k.startswith("ref_latents")}}
-               for cond in args["uncond"]]
+        raise ValueError(
+            "KleinKitImageCFG: Expected the negative conditioning to carry reference latents, but got none; "
+            "put ReferenceLatent behind the negative prompt too."
+        )
+    without = [
+        {**cond, "model_conds": {k: v for k, v in cond["model_conds"].items() if not k.startswith("ref_latents")}}
+        for cond in args["uncond"]
+    ]
     run.calls["image"] += 1
     return comfy.samplers.calc_cond_batch(args["model"], [None, without], args["input"], args["sigma"], run.model_options)[1]

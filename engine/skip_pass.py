@@ -14,8 +14,10 @@ STATES = ("img", "txt")
 def blocks_of(model):
     """The blocks of a model by kind, in the order in which it runs them; none of a model that is built otherwise."""
     transformer = model.diffusion_model
-    return {"double_block": getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None) or (),
-            "single_block": getattr(transformer, "single_blocks", None) or ()}
+    return {
+        "double_block": getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None) or (),
+        "single_block": getattr(transformer, "single_blocks", None) or (),
+    }
 
 
 def block_counts(model):
@@ -30,8 +32,9 @@ def block_counts(model):
     """
     counts = {kind: len(blocks) for kind, blocks in blocks_of(model).items()}
     if not counts["double_block"]:
-        raise ValueError(f"Expected `model` to be made of double and single blocks, as FLUX.2 [klein] is, but got "
-                         f"{type(model).__name__}.")
+        raise ValueError(
+            f"Expected `model` to be made of double and single blocks, as FLUX.2 [klein] is, but got {type(model).__name__}."
+        )
     return counts
 
 
@@ -41,10 +44,15 @@ def entry_is_certain(conds, model_options):
     A `post_input` patch (ComfyUI's FluxKVCache) may give a second pass other tokens than the first.
     """
     positive = conds["positive"]
-    return (len(positive) == 1 and "area" not in positive[0] and "mask" not in positive[0]
-            and "context_handler" not in model_options and "multigpu_clones" not in model_options
-            and "post_input" not in model_options["transformer_options"].get("patches", {})
-            and not is_compiled(model_options))
+    return (
+        len(positive) == 1
+        and "area" not in positive[0]
+        and "mask" not in positive[0]
+        and "context_handler" not in model_options
+        and "multigpu_clones" not in model_options
+        and "post_input" not in model_options["transformer_options"].get("patches", {})
+        and not is_compiled(model_options)
+    )
 
 
 def is_compiled(model_options):
@@ -87,7 +95,7 @@ def capture_entry(model_options, rule, entry):
             rows = args["img"].shape[0] // len(chunks)
             first = chunks.index(0) * rows
             # Blocks work in place, so the rows are copied.
-            entry.append({name: args[name][first:first + rows].clone() for name in STATES if name in args})
+            entry.append({name: args[name][first : first + rows].clone() for name in STATES if name in args})
         return before(args, extra) if before else extra["original_block"](args)
 
     return replace_block(model_options, block, capture)
@@ -102,13 +110,15 @@ def skip_options(model_options, rule, entry, counts):
         entry: what `capture_entry` kept; it is used up.
         counts: `block_counts` of the model.
     """
-    changed = {block: without_attention(replacement(model_options, block)) if rule.mode == "attention" else skip
-               for block in rule.layers}
+    changed = {
+        block: without_attention(replacement(model_options, block)) if rule.mode == "attention" else skip
+        for block in rule.layers
+    }
     if entry:
         first = rule.layers[0]
         prefix = [(kind, i) for kind, count in counts.items() for i in range(count)]
         state, run_first = entry.pop(), changed[first]
-        changed |= dict.fromkeys(prefix[:prefix.index(first)], skip)
+        changed |= dict.fromkeys(prefix[: prefix.index(first)], skip)
         changed[first] = lambda args, extra: run_first({**args, **state}, extra)
     model_options = uncompiled(model_options)
     for block, patch in changed.items():

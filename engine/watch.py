@@ -45,8 +45,18 @@ class Probe:
         client, send = getattr(server, "client_id", None), getattr(server, "send_sync", None)
         if client is not None and send is not None:
             number = sum(one.prompt == run.prompt for one in self.runs)
-            send(EVENT, {"node": self.node, "prompt_id": run.prompt, "run": number, "call": len(run.calls),
-                         "steps": len(run.sigmas) - 1, **call}, client)
+            send(
+                EVENT,
+                {
+                    "node": self.node,
+                    "prompt_id": run.prompt,
+                    "run": number,
+                    "call": len(run.calls),
+                    "steps": len(run.sigmas) - 1,
+                    **call,
+                },
+                client,
+            )
 
 
 class Watch:
@@ -55,8 +65,9 @@ class Watch:
     def __init__(self, probes, sigmas, shape, rules):
         context = get_executing_context()
         self.probes = probes
-        self.run = RunRecord(context and context.node_id, context and context.prompt_id, [rule.node for rule in rules],
-                             list(shape), sigmas)
+        self.run = RunRecord(
+            context and context.node_id, context and context.prompt_id, [rule.node for rule in rules], list(shape), sigmas
+        )
         for probe in probes:
             probe.begin(self.run)
         self.step = None

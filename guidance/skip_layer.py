@@ -22,8 +22,11 @@ def parse_layers(name, text, count):
     Raises:
         ValueError: not of that form, or outside the model; the message gives the valid range.
     """
-    fits = f"layers of this model, 0 to {count - 1} (such as `{min(7, count - 1)}` or `0-{min(2, count - 1)}`)" if count else \
-        "empty, because this model has no such layers"
+    fits = (
+        f"layers of this model, 0 to {count - 1} (such as `{min(7, count - 1)}` or `0-{min(2, count - 1)}`)"
+        if count
+        else "empty, because this model has no such layers"
+    )
     layers = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", part)

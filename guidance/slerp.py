@@ -26,8 +26,10 @@ def slerp_weights(theta, cfg):
     flat = sin < SMALLEST_SINE
     safe = torch.where(flat, torch.ones_like(sin), sin)
     line = torch.full_like(sin, cfg)
-    return (torch.where(flat, line, (cfg * theta).sin() / safe),
-            torch.where(flat, 1.0 - line, ((1.0 - cfg) * theta).sin() / safe))
+    return (
+        torch.where(flat, line, (cfg * theta).sin() / safe),
+        torch.where(flat, 1.0 - line, ((1.0 - cfg) * theta).sin() / safe),
+    )
 
 
 def angle(a, b):

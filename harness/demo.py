@@ -24,8 +24,10 @@ TEMPLATES = "KleinKitDemo"
 BAR = 30
 MODEL = re.compile(r"flux-?2-klein(-base)?-(4|9)b[^/\\]*\.safetensors$", re.IGNORECASE)
 # A Klein 4B reads Qwen3-4B, a 9B Qwen3-8B.
-ENCODER = {"4": re.compile(r"qwen_?3_4b[^/\\]*\.safetensors$", re.IGNORECASE),
-           "9": re.compile(r"qwen_?3_8b[^/\\]*\.safetensors$", re.IGNORECASE)}
+ENCODER = {
+    "4": re.compile(r"qwen_?3_4b[^/\\]*\.safetensors$", re.IGNORECASE),
+    "9": re.compile(r"qwen_?3_8b[^/\\]*\.safetensors$", re.IGNORECASE),
+}
 VAE = re.compile(r"(flux2[-_]vae|full_encoder_small_decoder)[^/\\]*\.safetensors$", re.IGNORECASE)
 
 
@@ -42,8 +44,11 @@ def use_cpu():
 def installed_klein(server):
     """The name of a Klein in the server's model folders whose encoder and VAE are there too (base first), or None."""
     encoders, vaes = api.get(server, "/models/text_encoders"), api.get(server, "/models/vae")
-    found = [(name, match) for name in api.get(server, "/models/diffusion_models") if (match := MODEL.search(name))
-             and any(map(ENCODER[match[2]].search, encoders)) and any(map(VAE.search, vaes))]
+    found = [
+        (name, match)
+        for name in api.get(server, "/models/diffusion_models")
+        if (match := MODEL.search(name)) and any(map(ENCODER[match[2]].search, encoders)) and any(map(VAE.search, vaes))
+    ]
     return max(found, key=lambda pair: bool(pair[1][1]))[0] if found else None
 
 
@@ -99,8 +104,10 @@ def demo():
     start = time.monotonic()
     DEMO.mkdir(exist_ok=True)
     # Of its own for each run: a second demo beside it, or one that was killed, is in nobody's way.
-    with (tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
-          with_comfyui(Path(base)) as server):
+    with (
+        tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
+        with_comfyui(Path(base)) as server,
+    ):
         klein = installed_klein(server)
         print(f"Model: {klein or 'nano-base, a tiny Klein that draws shapes (nano/README.md)'}")
         prompt = as_prompt(to_run(klein))

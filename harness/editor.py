@@ -14,8 +14,14 @@ NAMES = "chromium", "chromium-browser", "google-chrome"
 # Software rendering, which is the same everywhere; a container's root has no sandbox and little shared memory.
 ARGUMENTS = "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"
 # A start without tours, and a canvas without what covers it.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.Persist": False,
-            "Comfy.Workflow.ConfirmDelete": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Locale": "en"}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Workflow.ConfirmDelete": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Locale": "en",
+}
 PATIENCE_SECONDS = 120
 OURS = re.compile(r"/kleinkit/|/extensions/KleinKit/.*\.js$")
 # What ComfyUI's editor says by itself when it starts, and when it asks after models that a workflow names.
@@ -42,8 +48,9 @@ def chromium():
 
 def set_up(server, **settings):
     """Save settings of the editor, as its settings dialog does, for pages that are opened from now on."""
-    request = urllib.request.Request(f"{server.url}/settings", json.dumps(settings).encode(),
-                                     {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{server.url}/settings", json.dumps(settings).encode(), {"Content-Type": "application/json"}
+    )
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).close()
 
 
@@ -97,9 +104,12 @@ def clear(page):
 
 def add_node(page, kind, x=0, y=0):
     """Put a node into the graph as the node search does; its id."""
-    return page.evaluate("""([kind, x, y]) => {
+    return page.evaluate(
+        """([kind, x, y]) => {
         const node = LiteGraph.createNode(kind)
         node.pos = [x, y]
         app.graph.add(node)
         return node.id
-    }""", [kind, x, y])
+    }""",
+        [kind, x, y],
+    )

@@ -45,9 +45,13 @@ def side_by_side(pictures):
     """Pictures in a row, all as high as a thumbnail."""
     height = THUMBNAIL[1]
     # The cells of nano's pictures stay sharp.
-    same = [picture.resize((round(picture.width * height / picture.height), height),
-                           Image.Resampling.NEAREST if picture.height < height else Image.Resampling.LANCZOS)
-            for picture in pictures]
+    same = [
+        picture.resize(
+            (round(picture.width * height / picture.height), height),
+            Image.Resampling.NEAREST if picture.height < height else Image.Resampling.LANCZOS,
+        )
+        for picture in pictures
+    ]
     row, x = Image.new("RGB", (sum(picture.width for picture in same), height)), 0
     for picture in same:
         row.paste(picture, (x, 0))
@@ -70,7 +74,8 @@ def screenshot(server, name):
         page, _ = open_editor(browser, server, width=EDITOR[0], height=EDITOR[1])
         page.evaluate("graph => app.loadGraphData(graph)", for_installed(read(name), server))
         # Beside and below the editor's bars.
-        page.evaluate("""async ([width, height]) => {
+        page.evaluate(
+            """async ([width, height]) => {
             const rects = app.graph.nodes.map((node) => node.getBounding()), { ds } = app.canvas
             const [left, top] = [0, 1].map((i) => Math.min(...rects.map((rect) => rect[i])))
             const [right, bottom] = [0, 1].map((i) => Math.max(...rects.map((rect) => rect[i] + rect[i + 2])))
@@ -79,7 +84,9 @@ def screenshot(server, name):
             const ended = new Promise((resolve) => app.api.addEventListener("execution_success", resolve))
             await app.queuePrompt(0)
             await ended
-        }""", EDITOR)
+        }""",
+            EDITOR,
+        )
         page.wait_for_function("app.graph.nodes.some((node) => node.type === 'SaveImage' && node.imgs?.length)")
         page.get_by_text("Job completed").wait_for(state="hidden")
         path = Path(folder, "editor.png")
@@ -88,8 +95,10 @@ def screenshot(server, name):
 
 
 def main(arguments):
-    with (tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
-          with_comfyui(Path(base)) as server):
+    with (
+        tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
+        with_comfyui(Path(base)) as server,
+    ):
         for name in names():
             pictures = run(server, name)
             if name in EXPLAINED:

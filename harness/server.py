@@ -75,10 +75,22 @@ def put_pack(base):
 
 
 def _command(comfyui, base, port, cpu, models):
-    command = [sys.executable, "-u", str(comfyui / "main.py"), "--listen", HOST, "--port", str(port),
-               "--base-directory", str(base),
-               "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}",
-               "--disable-auto-launch", "--disable-api-nodes", "--disable-all-custom-nodes"]
+    command = [
+        sys.executable,
+        "-u",
+        str(comfyui / "main.py"),
+        "--listen",
+        HOST,
+        "--port",
+        str(port),
+        "--base-directory",
+        str(base),
+        "--database-url",
+        f"sqlite:///{(base / 'comfyui.db').as_posix()}",
+        "--disable-auto-launch",
+        "--disable-api-nodes",
+        "--disable-all-custom-nodes",
+    ]
     packs = sorted(path.name for path in (base / "custom_nodes").iterdir())
     if packs:
         # An extra_model_paths.yaml of the installation may name others: only those of `base` are let in.
@@ -143,8 +155,15 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
     # Beside other work, waiting threads that spin make a small model four times slower.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     with server.log.open("wb") as log:
-        process = subprocess.Popen(_command(Path(comfyui).resolve(), base, port, cpu, models), cwd=base,
-                                   env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group)
+        process = subprocess.Popen(
+            _command(Path(comfyui).resolve(), base, port, cpu, models),
+            cwd=base,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            **group,
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(server):
@@ -219,8 +238,10 @@ async def follow(url, prompt, on_event=None, heartbeat=None):
         aiohttp.ClientError, ConnectionError: the server does not answer, or ended before the prompt was done.
     """
     client, error = uuid.uuid4().hex, None
-    async with aiohttp.ClientSession() as session, session.ws_connect(
-            f"{url}/ws?clientId={client}", max_msg_size=0, heartbeat=heartbeat) as events:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{url}/ws?clientId={client}", max_msg_size=0, heartbeat=heartbeat) as events,
+    ):
         async with session.post(f"{url}/prompt", json={"prompt": prompt, "client_id": client}) as answer:
             body = await answer.json()
             if answer.status != 200:
@@ -257,12 +278,18 @@ def sentences(error):
         # KleinKit's errors name their node themselves.
         message = error.get("exception_message", "interrupted").strip()
         return [f"{error['node_type']}: {message.removeprefix(error['node_type'] + ': ')}"]
-    found = [f"{node['class_type']}: {problem['message']}: {problem['details']}"
-             for node in error["node_errors"].values() for problem in node["errors"]]
+    found = [
+        f"{node['class_type']}: {problem['message']}: {problem['details']}"
+        for node in error["node_errors"].values()
+        for problem in node["errors"]
+    ]
     return found or [f"{error['error']['message']}: {error['error']['details']}"]
 
 
 def pictures(server, outcome):
     """The paths of the pictures that a prompt saved."""
-    return [server.base / image["type"] / image["subfolder"] / image["filename"]
-            for output in outcome.outputs.values() for image in output.get("images", ())]
+    return [
+        server.base / image["type"] / image["subfolder"] / image["filename"]
+        for output in outcome.outputs.values()
+        for image in output.get("images", ())
+    ]

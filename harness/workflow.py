@@ -7,13 +7,17 @@ WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 NOTES = ("MarkdownNote", "Note")
 SEEDS = ("seed", "noise_seed")
 # The nano family beside the official files, and what it was trained on: prompts by the title of their node.
-NANO = {"flux-2-klein-4b.safetensors": "flux-2-klein-nano.safetensors",
-        "flux-2-klein-base-4b.safetensors": "flux-2-klein-nano-base.safetensors"}
+NANO = {
+    "flux-2-klein-4b.safetensors": "flux-2-klein-nano.safetensors",
+    "flux-2-klein-base-4b.safetensors": "flux-2-klein-nano-base.safetensors",
+}
 NANO_PIXELS = 128
 NANO_LAYER = "2"
-NANO_PROMPTS = {"Prompt": "a large green circle on the left, on a blue background",
-                "Source prompt": "a large red circle on the left, on a blue background",
-                "Negative prompt": ""}
+NANO_PROMPTS = {
+    "Prompt": "a large green circle on the left, on a blue background",
+    "Source prompt": "a large red circle on the left, on a blue background",
+    "Negative prompt": "",
+}
 
 
 def names():

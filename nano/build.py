@@ -83,8 +83,10 @@ def text_encoder(seed, *, hidden=64, layers=36, heads=1, intermediate=128, vocab
     def linear(rows, columns, gain=1.0):
         return (rng.standard_normal((rows, columns)) * gain / columns**0.5).astype(np.float16)
 
-    weights = {"model.embed_tokens.weight": rng.standard_normal((vocabulary, hidden)).astype(np.float16),
-               "model.norm.weight": np.ones(hidden, np.float16)}
+    weights = {
+        "model.embed_tokens.weight": rng.standard_normal((vocabulary, hidden)).astype(np.float16),
+        "model.norm.weight": np.ones(hidden, np.float16),
+    }
     for i in range(layers):
         layer = f"model.layers.{i}"
         weights |= {
@@ -132,8 +134,12 @@ def build(models, comfyui):
         # The demo takes a file named flux2-vae… for the real one.
         files["vae"] = models / "vae" / "flux-2-klein-nano-vae.safetensors"
     encoder, decoder = vae.taef2()
-    makers = {"text_encoder": lambda: text_encoder(TEXT_ENCODER_SEED), "vae_encoder": lambda: encoder,
-              "vae_decoder": lambda: decoder, "vae": vae.flux2}
+    makers = {
+        "text_encoder": lambda: text_encoder(TEXT_ENCODER_SEED),
+        "vae_encoder": lambda: encoder,
+        "vae_decoder": lambda: decoder,
+        "vae": vae.flux2,
+    }
     for role, path in files.items():
         if path.exists():
             continue

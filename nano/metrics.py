@@ -39,8 +39,12 @@ def from_signed(pictures):
 def _candidates():
     """Every shape at every place that the world draws: masks without their mean, and what they are."""
     moves = np.linspace(-REACH, REACH, 3)
-    rows = [(shape, place, radius, dx, dy) for shape, place, radius, dx, dy in itertools.product(
-        range(len(SHAPES)), range(len(PLACES)), SIZES.values(), moves, moves)]
+    rows = [
+        (shape, place, radius, dx, dy)
+        for shape, place, radius, dx, dy in itertools.product(
+            range(len(SHAPES)), range(len(PLACES)), SIZES.values(), moves, moves
+        )
+    ]
     shape, place, radius, dx, dy = np.array(rows).T
     centres = CELLS / 2 + np.array(list(PLACES.values()))[place.astype(int)].T
     covered = masks(shape.astype(int), centres[0] + dx, centres[1] + dy, radius).reshape(len(rows), -1)
@@ -69,7 +73,7 @@ def read(pictures):
     row = np.arange(len(flat))
     contrast = products[row, best] / power[best, None]
     background = mean - contrast * covered[best].mean(1)[:, None]
-    total = ((flat - mean[:, None])**2).sum((1, 2))
+    total = ((flat - mean[:, None]) ** 2).sum((1, 2))
     good = explained[row, best] >= EXPLAINED * np.maximum(total, 1e-9)
 
     def named(colours):
@@ -77,10 +81,12 @@ def read(pictures):
         distance = np.linalg.norm(colours[:, None] - palette, axis=-1)
         return np.where(distance.min(1) <= COLOUR_REACH, distance.argmin(1), NOTHING)
 
-    return {"shape": np.where(good, shape[best], NOTHING),
-            "colour": np.where(good, named(background + contrast), NOTHING),
-            "background": named(np.where(good[:, None], background, np.median(flat, axis=1))),
-            "place": np.where(good, place[best], NOTHING)}
+    return {
+        "shape": np.where(good, shape[best], NOTHING),
+        "colour": np.where(good, named(background + contrast), NOTHING),
+        "background": named(np.where(good[:, None], background, np.median(flat, axis=1))),
+        "place": np.where(good, place[best], NOTHING),
+    }
 
 
 def adherence(pictures, scenes):
@@ -109,4 +115,4 @@ def distance(pictures, true, seed=0):
     directions = np.random.RandomState(seed).standard_normal((pictures[0].size, DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0)
     projected = [np.sort(some.reshape(len(some), -1) @ directions, axis=0) for some in (pictures, true)]
-    return float(np.sqrt(np.mean((projected[0] - projected[1])**2)))
+    return float(np.sqrt(np.mean((projected[0] - projected[1]) ** 2)))

@@ -39,7 +39,7 @@ def encode(text_encoder, sentences):
     """
     clip = importlib.import_module("..nodes.loading", __package__).text_encoder([text_encoder], trim=True)
     for i in range(0, len(sentences), AT_ONCE):
-        tokens = [clip.tokenize(sentence) for sentence in sentences[i:i + AT_ONCE]]
+        tokens = [clip.tokenize(sentence) for sentence in sentences[i : i + AT_ONCE]]
         # ComfyUI encodes the pieces of one prompt as a batch, and joins what comes out.
         together = {key: [piece for one in tokens for piece in one[key]] for key in tokens[0]}
         yield clip.encode_from_tokens(together).reshape(len(tokens), LENGTH, -1)

@@ -30,13 +30,18 @@ def publish(results, count):
 def filled(text, parts):
     """A text with parts put between `<!-- nano NAME -->` and `<!-- end -->`."""
     for name, part in parts.items():
-        text = re.sub(rf"(<!-- nano {name} -->\n).*?(<!-- end -->)", lambda match, part=part: f"{match[1]}{part}\n{match[2]}",
-                      text, flags=re.DOTALL)
+        text = re.sub(
+            rf"(<!-- nano {name} -->\n).*?(<!-- end -->)",
+            lambda match, part=part: f"{match[1]}{part}\n{match[2]}",
+            text,
+            flags=re.DOTALL,
+        )
     return text
 
 
 def tables_of(results, count):
     """Markdown by name: `headline`, `cfg`, `steps`, `rules`, `passes`, `distilled`, and `count`, a sentence."""
+
     def share(found, name="all"):
         return f"{100 * found[name]:.1f}"
 
@@ -48,17 +53,25 @@ def tables_of(results, count):
         return table(rows, "", "right, %", "distance", "passes")
 
     every = (*SCORED, "all")
-    by_steps = [(str(steps), *(share(found) for found in pair), *(cost(found)[0] for found in pair))
-                for steps, pair in steps_of(results["steps"]).items()]
-    error = 196 * (0.09 / (len(SCORED) * count))**0.5
+    by_steps = [
+        (str(steps), *(share(found) for found in pair), *(cost(found)[0] for found in pair))
+        for steps, pair in steps_of(results["steps"]).items()
+    ]
+    error = 196 * (0.09 / (len(SCORED) * count)) ** 0.5
     return {
-        "cfg": table([(row, *(share(found, name) for name in every), *cost(found)) for row, found in results["cfg"].items()],
-                     "cfg", *(f"{name}, %" for name in every), "distance", "passes"),
-        "steps": table(by_steps, "steps", *(f"right, {shift}, %" for shift in SHIFTS),
-                       *(f"distance, {shift}" for shift in SHIFTS)),
+        "cfg": table(
+            [(row, *(share(found, name) for name in every), *cost(found)) for row, found in results["cfg"].items()],
+            "cfg",
+            *(f"{name}, %" for name in every),
+            "distance",
+            "passes",
+        ),
+        "steps": table(
+            by_steps, "steps", *(f"right, {shift}, %" for shift in SHIFTS), *(f"distance, {shift}" for shift in SHIFTS)
+        ),
         **{name: one(name) for name in ("headline", "rules", "passes", "distilled")},
         "count": f"Measured on {count} held-out prompts ({len(SCORED) * count} attributes; a share near 90% is known to about "
-                 f"±{error:.1f} points), one seed.",
+        f"±{error:.1f} points), one seed.",
     }
 
 
@@ -77,10 +90,19 @@ def plot(results):
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     over_cfg, over_steps = figure.subplots(1, 2, sharey=True)
     for name in SCORED:
-        over_cfg.plot([float(row) for row in results["cfg"]], [100 * found[name] for found in results["cfg"].values()],
-                      linewidth=1, label=name)
-    over_cfg.plot([float(row) for row in results["cfg"]], [100 * found["all"] for found in results["cfg"].values()],
-                  color="black", linewidth=2.5, label="all")
+        over_cfg.plot(
+            [float(row) for row in results["cfg"]],
+            [100 * found[name] for found in results["cfg"].values()],
+            linewidth=1,
+            label=name,
+        )
+    over_cfg.plot(
+        [float(row) for row in results["cfg"]],
+        [100 * found["all"] for found in results["cfg"].values()],
+        color="black",
+        linewidth=2.5,
+        label="all",
+    )
     over_cfg.set(xscale="symlog", xlabel="cfg", ylabel="attributes right, %", ylim=(0, 102))
     ticks = [0, 1, 2, 4, 8, 20, 50, 100]
     over_cfg.set_xticks(ticks, map(str, ticks))

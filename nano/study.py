@@ -57,16 +57,33 @@ def measure(bench, model, sigmas, cfg):
     rows, made, start = [], [], time.monotonic()
     hook = model.model.diffusion_model.final_layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     for i in range(0, len(bench.noise), AT_ONCE):
-        noise, text = bench.noise[i:i + AT_ONCE], bench.texts[i:i + AT_ONCE]
+        noise, text = bench.noise[i : i + AT_ONCE], bench.texts[i : i + AT_ONCE]
         positive, negative = ([[one, {"pooled_output": None}]] for one in (text, bench.empty.expand_as(text)))
         with torch.autocast("cpu", torch.bfloat16):
-            made.append(samplers.sample(
-                model, noise, positive, negative, cfg, model.load_device, samplers.sampler_object("euler"), sigmas.clone(),
-                model.model_options, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=SEED))
+            made.append(
+                samplers.sample(
+                    model,
+                    noise,
+                    positive,
+                    negative,
+                    cfg,
+                    model.load_device,
+                    samplers.sampler_object("euler"),
+                    sigmas.clone(),
+                    model.model_options,
+                    latent_image=torch.zeros_like(noise),
+                    disable_pbar=True,
+                    seed=SEED,
+                )
+            )
     hook.remove()
     cells = metrics.from_signed(pictures(torch.cat(made).float().flatten(2).transpose(1, 2)))
-    return {**metrics.adherence(cells, bench.scenes), "distance": metrics.distance(cells, bench.true),
-            "passes": sum(rows) / len(bench.noise), "seconds": time.monotonic() - start}
+    return {
+        **metrics.adherence(cells, bench.scenes),
+        "distance": metrics.distance(cells, bench.true),
+        "passes": sum(rows) / len(bench.noise),
+        "seconds": time.monotonic() - start,
+    }
 
 
 def settings(load):
@@ -89,7 +106,8 @@ def settings(load):
         "CFG-Zero*, zero-init 1": nodes.KleinKitCFGZeroStar.execute(base, True, 1)[0],
         "CFG-Zero*, zero-init 0": nodes.KleinKitCFGZeroStar.execute(base, True, 0)[0],
         "skip-layer (single 2, scale 3)": nodes.KleinKitSkipLayerGuidance.execute(
-            base, 3.0, "", SKIPPED, 0.0, 0.5, "block", 0.0)[0],
+            base, 3.0, "", SKIPPED, 0.0, 0.5, "block", 0.0
+        )[0],
         "slerp": nodes.KleinKitSlerpCFG.execute(base)[0],
         "renorm (global)": nodes.KleinKitRenorm.execute(base, "global", 1.0, True)[0],
     }
@@ -144,8 +162,11 @@ def study(count):
         bench = benches[HEADLINE_PROMPTS if table == "headline" else count]
         results[table][row] = found = measure(bench, model, sigmas, cfg)
         path.write_text(json.dumps(results, indent=1), "utf-8")
-        print(f"{table}: {row}: {100 * found['all']:.1f}% right, distance {found['distance']:.4f}, "
-              f"{found['passes']:.4g} passes, {found['seconds']:.0f} s", flush=True)
+        print(
+            f"{table}: {row}: {100 * found['all']:.1f}% right, distance {found['distance']:.4f}, "
+            f"{found['passes']:.4g} passes, {found['seconds']:.0f} s",
+            flush=True,
+        )
     return results
 
 

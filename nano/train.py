@@ -54,15 +54,25 @@ def latents(pictures):
 def pictures(tokens):
     """The inverse of `latents`: [N, 16, 16, 3], −1 to 1."""
     packed = tokens[..., :SIGNAL].float().numpy() / LATENT_SCALE
-    return packed.reshape(-1, TOKENS, TOKENS, COLOURS, 2, 2).transpose(0, 1, 4, 2, 5, 3).reshape(
-        -1, world.CELLS, world.CELLS, COLOURS)
+    return (
+        packed.reshape(-1, TOKENS, TOKENS, COLOURS, 2, 2)
+        .transpose(0, 1, 4, 2, 5, 3)
+        .reshape(-1, world.CELLS, world.CELLS, COLOURS)
+    )
 
 
 def new_model():
     return Flux2Transformer2DModel(
-        attention_head_dim=128, num_attention_heads=1, num_layers=DOUBLE_BLOCKS, num_single_layers=SINGLE_BLOCKS,
-        joint_attention_dim=192, in_channels=CHANNELS, guidance_embeds=False, axes_dims_rope=(32, 32, 32, 32),
-        rope_theta=2000)
+        attention_head_dim=128,
+        num_attention_heads=1,
+        num_layers=DOUBLE_BLOCKS,
+        num_single_layers=SINGLE_BLOCKS,
+        joint_attention_dim=192,
+        in_channels=CHANNELS,
+        guidance_embeds=False,
+        axes_dims_rope=(32, 32, 32, 32),
+        rope_theta=2000,
+    )
 
 
 def start(model):
@@ -89,9 +99,17 @@ def velocity(model, x, sigma, text, positions, pads):
     rows[:, 3] = positions
     grid = torch.cartesian_prod(torch.arange(1), torch.arange(TOKENS), torch.arange(TOKENS), torch.arange(1)).float()
     bias = torch.zeros(1, 1, 1, len(positions) + len(grid))
-    bias[..., FIXED:len(positions)] = pads
-    return model(hidden_states=x, encoder_hidden_states=text, timestep=sigma, img_ids=grid, txt_ids=rows, guidance=None,
-                 return_dict=False, joint_attention_kwargs={"attention_mask": bias} if pads else {})[0]
+    bias[..., FIXED : len(positions)] = pads
+    return model(
+        hidden_states=x,
+        encoder_hidden_states=text,
+        timestep=sigma,
+        img_ids=grid,
+        txt_ids=rows,
+        guidance=None,
+        return_dict=False,
+        joint_attention_kwargs={"attention_mask": bias} if pads else {},
+    )[0]
 
 
 def some_padding(table, count, rng):
@@ -165,8 +183,10 @@ def optimisers(model, rate):
     inside = {name for name, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in name}
     muon = [p for name, p in model.named_parameters() if name in inside]
     adam = [p for name, p in model.named_parameters() if name not in inside]
-    return (torch.optim.Muon(muon, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(adam, lr=rate, betas=(0.9, 0.98), weight_decay=0.0))
+    return (
+        torch.optim.Muon(muon, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(adam, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
 
 
 def rate_at(step, steps):
@@ -180,15 +200,16 @@ def save(path, model, ema, optimisers, step, seconds):
         for number, values in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{number}.{key}": value for key, value in values.items()}
     partial = path.with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, partial,
-              {"step": str(step), "seconds": f"{seconds:.0f}"})
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()}, partial, {"step": str(step), "seconds": f"{seconds:.0f}"}
+    )
     partial.replace(path)
 
 
 def restore(path, model, ema, optimisers):
     tensors = load_file(path)
     for prefix, target in (("model.", model), ("ema.", ema)):
-        target.load_state_dict({key[len(prefix):]: value for key, value in tensors.items() if key.startswith(prefix)})
+        target.load_state_dict({key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
     for i, optimiser in enumerate(optimisers):
         state = {}
         for key, value in tensors.items():
@@ -255,8 +276,7 @@ def guided(model, x, sigma, text, empty, positions, weight, cfg):
     at = sigma.expand(len(x))
     if cfg == 1:
         return velocity(model, x, at, text, positions, weight)
-    v_c, v_u = velocity(model, torch.cat([x, x]), torch.cat([at, at]), torch.cat([text, empty]), positions,
-                        weight).chunk(2)
+    v_c, v_u = velocity(model, torch.cat([x, x]), torch.cat([at, at]), torch.cat([text, empty]), positions, weight).chunk(2)
     return v_u + cfg * (v_c - v_u)
 
 
@@ -282,8 +302,9 @@ def report(table, *settings):
     def show(model, step):
         for steps, cfg in settings:
             shares = metrics.adherence(metrics.from_signed(sample(model, table, scenes, steps, cfg)), scenes)
-            tqdm.write(f"  {steps} steps, cfg {cfg}: "
-                       + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()))
+            tqdm.write(
+                f"  {steps} steps, cfg {cfg}: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items())
+            )
 
     return show
 
@@ -307,7 +328,7 @@ def distill_loss(model, table, step, options, data, teacher):
         # Half of the time, from where the student itself gets to.
         start = noise
         with torch.no_grad():
-            for sigma, after in zip(sigmas[:part], sigmas[1:part + 1], strict=True):
+            for sigma, after in zip(sigmas[:part], sigmas[1 : part + 1], strict=True):
                 at = sigma.expand(len(start))
                 start = start + (after - sigma) * velocity(model, start, at, text, positions, weight).float()
     x = start
@@ -319,12 +340,41 @@ def distill_loss(model, table, step, options, data, teacher):
 
 
 # First the words, without noise until `clean`; then captions as the web's, of which a third belong to other pictures.
-WORDS = {"stage": 1, "steps": 3600, "until": 2954, "batch": 32, "pads": 4, "rate": 3e-3, "report": 500,
-         "clean": 1800, "misnamed": 0.3, "mismatched": 0.0}
-BASE = {"stage": 2, "steps": 1500, "until": 1500, "batch": 32, "pads": 4, "rate": 2e-3, "report": 250,
-        "clean": 0, "misnamed": 0.0, "mismatched": 0.35}
-DISTILLED = {"stage": 3, "steps": 500, "until": 500, "batch": 16, "pads": 4, "rate": 1e-3, "report": 250,
-             "teacher_steps": 3, "cfg": 3.5}
+WORDS = {
+    "stage": 1,
+    "steps": 3600,
+    "until": 2954,
+    "batch": 32,
+    "pads": 4,
+    "rate": 3e-3,
+    "report": 500,
+    "clean": 1800,
+    "misnamed": 0.3,
+    "mismatched": 0.0,
+}
+BASE = {
+    "stage": 2,
+    "steps": 1500,
+    "until": 1500,
+    "batch": 32,
+    "pads": 4,
+    "rate": 2e-3,
+    "report": 250,
+    "clean": 0,
+    "misnamed": 0.0,
+    "mismatched": 0.35,
+}
+DISTILLED = {
+    "stage": 3,
+    "steps": 500,
+    "until": 500,
+    "batch": 16,
+    "pads": 4,
+    "rate": 1e-3,
+    "report": 250,
+    "teacher_steps": 3,
+    "cfg": 3.5,
+}
 DISTILLED_STEPS = 4
 
 
@@ -335,13 +385,16 @@ def ship(role, ema, options):
         Its path.
     """
     own = ema.state_dict()
-    weights = {key: original_weight(key, [own[name] for name in names]).bfloat16()
-               for key, (_, names) in layout(DOUBLE_BLOCKS, SINGLE_BLOCKS).items()}
+    weights = {
+        key: original_weight(key, [own[name] for name in names]).bfloat16()
+        for key, (_, names) in layout(DOUBLE_BLOCKS, SINGLE_BLOCKS).items()
+    }
     made = {"nano": role, "seed": SEED, "data_version": world.VERSION, "code_version": VERSION, **options}
     build.SHIPPED[role].parent.mkdir(exist_ok=True)
     partial = build.SHIPPED[role].with_suffix(".partial")
-    save_file(weights, partial, {"format": "pt", "is_distilled": str(role == "distilled").lower(),
-                                 "kleinkit": json.dumps(made)})
+    save_file(
+        weights, partial, {"format": "pt", "is_distilled": str(role == "distilled").lower(), "kleinkit": json.dumps(made)}
+    )
     partial.replace(build.SHIPPED[role])
     return build.SHIPPED[role]
 
@@ -370,10 +423,19 @@ def train():
     start(model)
     base = model
     for name, options in (("words", WORDS), ("base", BASE)):
-        base = run(name, lambda model, step, options=options: base_loss(model, table, step, options, data),
-                   trainable(base), options, report(table, (10, 1), (10, 4)))
+        base = run(
+            name,
+            lambda model, step, options=options: base_loss(model, table, step, options, data),
+            trainable(base),
+            options,
+            report(table, (10, 1), (10, 4)),
+        )
     ship("base", base, BASE)
-    student = run("distilled", lambda model, step: distill_loss(model, table, step, DISTILLED, data, base), trainable(base),
-                  DISTILLED, report(table, (4, 1), (4, 5)))
+    student = run(
+        "distilled",
+        lambda model, step: distill_loss(model, table, step, DISTILLED, data, base),
+        trainable(base),
+        DISTILLED,
+        report(table, (4, 1), (4, 5)),
+    )
     ship("distilled", student, DISTILLED)
-

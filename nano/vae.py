@@ -48,10 +48,18 @@ def taef2():
                 layers[f"{index}.pool.1.bias"] = np.zeros(4 * TAE_WIDTH, np.float16)
                 layers[f"{index}.pool.3.weight"] = conv(TAE_WIDTH, 4 * TAE_WIDTH, 1)
 
-    encoder = {"0.weight": conv(TAE_WIDTH, COLOURS), "0.bias": np.zeros(TAE_WIDTH, np.float16),
-               "14.weight": conv(CHANNELS, TAE_WIDTH), "14.bias": np.zeros(CHANNELS, np.float16)}
-    decoder = {"1.weight": conv(TAE_WIDTH, CHANNELS), "1.bias": np.zeros(TAE_WIDTH, np.float16),
-               "19.weight": conv(COLOURS, TAE_WIDTH), "19.bias": np.full(COLOURS, 0.5, np.float16)}
+    encoder = {
+        "0.weight": conv(TAE_WIDTH, COLOURS),
+        "0.bias": np.zeros(TAE_WIDTH, np.float16),
+        "14.weight": conv(CHANNELS, TAE_WIDTH),
+        "14.bias": np.zeros(CHANNELS, np.float16),
+    }
+    decoder = {
+        "1.weight": conv(TAE_WIDTH, CHANNELS),
+        "1.bias": np.zeros(TAE_WIDTH, np.float16),
+        "19.weight": conv(COLOURS, TAE_WIDTH),
+        "19.bias": np.full(COLOURS, 0.5, np.float16),
+    }
     for c in range(COLOURS):
         for sign, channel in ((1, 2 * c), (-1, 2 * c + 1)):
             encoder["0.weight"][channel, c, 1, 1] = sign
@@ -59,10 +67,30 @@ def taef2():
             encoder["14.weight"][c, channel, 1, 1] = sign * 2 * LATENT_SCALE
             decoder["1.weight"][channel, c, 1, 1] = sign
             decoder["19.weight"][c, channel, 1, 1] = sign / (2 * LATENT_SCALE)
-    carry(encoder, [(1, "block"), (2, "stride"), *((i, "block") for i in (3, 4, 5)), (6, "stride"),
-                    *((i, "block") for i in (7, 8, 9)), (10, "stride"), *((i, "group norm") for i in (11, 12, 13))])
-    carry(decoder, [*((i, "group norm") for i in (3, 4, 5)), (7, "repeat"), *((i, "block") for i in (8, 9, 10)),
-                    (12, "repeat"), *((i, "block") for i in (13, 14, 15)), (17, "repeat"), (18, "block")])
+    carry(
+        encoder,
+        [
+            (1, "block"),
+            (2, "stride"),
+            *((i, "block") for i in (3, 4, 5)),
+            (6, "stride"),
+            *((i, "block") for i in (7, 8, 9)),
+            (10, "stride"),
+            *((i, "group norm") for i in (11, 12, 13)),
+        ],
+    )
+    carry(
+        decoder,
+        [
+            *((i, "group norm") for i in (3, 4, 5)),
+            (7, "repeat"),
+            *((i, "block") for i in (8, 9, 10)),
+            (12, "repeat"),
+            *((i, "block") for i in (13, 14, 15)),
+            (17, "repeat"),
+            (18, "block"),
+        ],
+    )
     return encoder, decoder
 
 
@@ -79,9 +107,11 @@ def flux2():
     # 16 apart, which is the widest group: each colour has its own in every norm.
     colours = [(c, [16 * c, 16 * c + 1], [16 * c + 2, 16 * c + 3]) for c in range(COLOURS)]
     carried = [channel for _, pair, constants in colours for channel in pair + constants]
-    weights = {"bn.running_mean": np.zeros(4 * CHANNELS, np.float16),
-               "bn.running_var": np.ones(4 * CHANNELS, np.float16),
-               "bn.num_batches_tracked": np.zeros((), np.int64)}
+    weights = {
+        "bn.running_mean": np.zeros(4 * CHANNELS, np.float16),
+        "bn.running_var": np.ones(4 * CHANNELS, np.float16),
+        "bn.num_batches_tracked": np.zeros((), np.int64),
+    }
 
     def conv(name, columns, rows, size=3):
         weights[f"{name}.weight"] = np.zeros((rows, columns, size, size), np.float16)
@@ -122,7 +152,7 @@ def flux2():
         for c, pair, constants in colours:
             weights[f"{side}.conv_in.weight"][pair, c, 1, 1] = 1, -1
             weights[f"{side}.conv_in.bias"][constants] = large, -large
-            weights[f"{side}.norm_out.weight"][pair] = large * (2 / (last // GROUPS))**0.5
+            weights[f"{side}.norm_out.weight"][pair] = large * (2 / (last // GROUPS)) ** 0.5
             weights[f"{side}.conv_out.weight"][c, pair, 1, 1] = gain, -gain
 
     mean, same = np.zeros((2, 3, 3))

@@ -1,6 +1,5 @@
 """The world that the nano family draws: one shape on a plain background, and the sentence that says which."""
 
-
 import numpy as np
 
 VERSION = 1
@@ -8,14 +7,30 @@ VERSION = 1
 CELLS = 16
 CELL = 8
 SIZES = {"small": 2.8, "large": 4.0}
-COLOURS = {"red": (220, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 220), "yellow": (245, 210, 50),
-           "purple": (150, 60, 190), "white": (245, 245, 245)}
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 70),
+    "blue": (50, 80, 220),
+    "yellow": (245, 210, 50),
+    "purple": (150, 60, 190),
+    "white": (245, 245, 245),
+}
 SHAPES = ("circle", "square", "triangle", "ring", "star")
-PLACES = {"on the left": (-4, 0), "on the right": (4, 0), "at the top": (0, -4), "at the bottom": (0, 4),
-          "in the middle": (0, 0)}
+PLACES = {
+    "on the left": (-4, 0),
+    "on the right": (4, 0),
+    "at the top": (0, -4),
+    "at the bottom": (0, 4),
+    "in the middle": (0, 0),
+}
 # In the order in which they are named.
-ATTRIBUTES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "place": tuple(PLACES),
-              "background": tuple(COLOURS)}
+ATTRIBUTES = {
+    "size": tuple(SIZES),
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "place": tuple(PLACES),
+    "background": tuple(COLOURS),
+}
 # How many names each has: the shape of a table of all scenes.
 COUNTS = tuple(map(len, ATTRIBUTES.values()))
 HELD_OUT = 0.2
@@ -36,8 +51,7 @@ def prompt(scene):
 
 def scenes():
     """All scenes whose colour is not their background's: those to train on, and those held out, [N, 5] each."""
-    everything = np.array([scene for scene in np.ndindex(*COUNTS)
-                           if scene[1] != scene[4]])
+    everything = np.array([scene for scene in np.ndindex(*COUNTS) if scene[1] != scene[4]])
     # Both sizes of a scene are held out together.
     kinds, kind = np.unique(everything[:, 1:], axis=0, return_inverse=True)
     held_out = np.random.RandomState(0).permutation(len(kinds)) < HELD_OUT * len(kinds)

@@ -45,29 +45,59 @@ class KleinKitCFG(io.ComfyNode):
             description="Schedules the sampler's cfg over the steps of the run. A step without guidance costs one pass.",
             search_aliases=["cfg schedule", "guidance interval", "skip cfg", "cfg curve"],
             inputs=[
-                io.DynamicCombo.Input("schedule", tooltip="Which steps are guided, and how strongly.", options=[
-                    io.DynamicCombo.Option("constant", []),
-                    io.DynamicCombo.Option("interval", [
-                        share("start", 0.0, "Guidance begins at this share of this run's steps."),
-                        share("end", 1.0, "Guidance ends before this share of this run's steps."),
-                    ]),
-                    io.DynamicCombo.Option("skip", [
-                        io.Combo.Input("mode", options=list(SKIP_MODES), default="late",
-                                       tooltip="Which steps go without guidance."),
-                        share("guided_ratio", 0.5, "The share of the steps that is guided."),
-                    ]),
-                    io.DynamicCombo.Option("diminishing", [
-                        io.Float.Input("cutoff", default=0.11, min=0.01, max=1.0, step=0.01,
-                                       tooltip="cfg falls in a straight line and is 1 from where 1 − sigma reaches this."),
-                    ]),
-                    io.DynamicCombo.Option("curve", [
-                        io.String.Input("scales", default="5, 3, 1",
-                                        tooltip="cfg values, stretched over the steps. The sampler's cfg is not used."),
-                    ]),
-                ]),
-                io.Combo.Input("unguided", options=list(UNGUIDED), default="conditional",
-                               tooltip="What a step without guidance returns: the positive prediction or the negative one. "
-                                       "One pass either way, unless another node needs the positive."),
+                io.DynamicCombo.Input(
+                    "schedule",
+                    tooltip="Which steps are guided, and how strongly.",
+                    options=[
+                        io.DynamicCombo.Option("constant", []),
+                        io.DynamicCombo.Option(
+                            "interval",
+                            [
+                                share("start", 0.0, "Guidance begins at this share of this run's steps."),
+                                share("end", 1.0, "Guidance ends before this share of this run's steps."),
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "skip",
+                            [
+                                io.Combo.Input(
+                                    "mode", options=list(SKIP_MODES), default="late", tooltip="Which steps go without guidance."
+                                ),
+                                share("guided_ratio", 0.5, "The share of the steps that is guided."),
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "diminishing",
+                            [
+                                io.Float.Input(
+                                    "cutoff",
+                                    default=0.11,
+                                    min=0.01,
+                                    max=1.0,
+                                    step=0.01,
+                                    tooltip="cfg falls in a straight line and is 1 from where 1 − sigma reaches this.",
+                                ),
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "curve",
+                            [
+                                io.String.Input(
+                                    "scales",
+                                    default="5, 3, 1",
+                                    tooltip="cfg values, stretched over the steps. The sampler's cfg is not used.",
+                                ),
+                            ],
+                        ),
+                    ],
+                ),
+                io.Combo.Input(
+                    "unguided",
+                    options=list(UNGUIDED),
+                    default="conditional",
+                    tooltip="What a step without guidance returns: the positive prediction or the negative one. "
+                    "One pass either way, unless another node needs the positive.",
+                ),
             ],
         )
 
@@ -90,14 +120,22 @@ class KleinKitCFGZeroStar(io.ComfyNode):
             node_id="KleinKitCFGZeroStar",
             display_name="Klein CFG-Zero*",
             description="CFG-Zero* as in its paper, in the space of velocities: scales the negative prediction, and skips the "
-                        "first steps entirely.",
+            "first steps entirely.",
             search_aliases=["cfg zero star", "zero init", "optimized scale"],
             inputs=[
-                io.Boolean.Input("optimized_scale", default=True,
-                                 tooltip="Scale the negative prediction to the part of the positive one that lies along it."),
-                io.Int.Input("zero_init_steps", default=1, min=0, max=10000,
-                             tooltip="The first steps with zero velocity: they cost no pass and leave the latent as it is. "
-                                     "0 is none. With 4 steps, one is a quarter of the run."),
+                io.Boolean.Input(
+                    "optimized_scale",
+                    default=True,
+                    tooltip="Scale the negative prediction to the part of the positive one that lies along it.",
+                ),
+                io.Int.Input(
+                    "zero_init_steps",
+                    default=1,
+                    min=0,
+                    max=10000,
+                    tooltip="The first steps with zero velocity: they cost no pass and leave the latent as it is. "
+                    "0 is none. With 4 steps, one is a quarter of the run.",
+                ),
             ],
         )
 
@@ -114,19 +152,29 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
             node_id="KleinKitSkipLayerGuidance",
             display_name="Klein Skip-Layer Guidance",
             description="Guides away from the prediction without some layers. Only the layers from the first skipped one on "
-                        "run again.",
+            "run again.",
             search_aliases=["slg", "skip layer guidance", "stg", "perturbed attention"],
             inputs=[
                 io.Float.Input("scale", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Strength; 0 is off."),
-                io.String.Input("double_layers", default="",
-                                tooltip="Double blocks to skip, such as `2` or `1-3`. Klein 4B has 0 to 4, 9B 0 to 7."),
-                io.String.Input("single_layers", default="9",
-                                tooltip="Single blocks to skip, such as `9` or `7-9, 12`. Klein 4B has 0 to 19, 9B 0 to 23. "
-                                        "Nobody has published tested layers for Klein."),
+                io.String.Input(
+                    "double_layers",
+                    default="",
+                    tooltip="Double blocks to skip, such as `2` or `1-3`. Klein 4B has 0 to 4, 9B 0 to 7.",
+                ),
+                io.String.Input(
+                    "single_layers",
+                    default="9",
+                    tooltip="Single blocks to skip, such as `9` or `7-9, 12`. Klein 4B has 0 to 19, 9B 0 to 23. "
+                    "Nobody has published tested layers for Klein.",
+                ),
                 share("start", 0.0, "Begins at this share of the run's steps."),
                 share("end", 0.5, "Ends before this share of the run's steps."),
-                io.Combo.Input("mode", options=list(SKIP_LAYER_MODES), default="block",
-                               tooltip="Skip whole blocks, or only their attention (each place then sees itself alone)."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(SKIP_LAYER_MODES),
+                    default="block",
+                    tooltip="Skip whole blocks, or only their attention (each place then sees itself alone).",
+                ),
                 share("rescale", 0.0, "Brings the result's contrast back towards the positive prediction's."),
             ],
         )
@@ -134,12 +182,20 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, scale, double_layers, single_layers, start, end, mode, rescale):
         counts = block_counts(model.model)
-        return io.NodeOutput(with_rule(model, SkipLayer(
-            scale,
-            parse_layers("double_layers", double_layers, counts["double_block"]),
-            parse_layers("single_layers", single_layers, counts["single_block"]),
-            start, end, mode, rescale,
-        )))
+        return io.NodeOutput(
+            with_rule(
+                model,
+                SkipLayer(
+                    scale,
+                    parse_layers("double_layers", double_layers, counts["double_block"]),
+                    parse_layers("single_layers", single_layers, counts["single_block"]),
+                    start,
+                    end,
+                    mode,
+                    rescale,
+                ),
+            )
+        )
 
 
 @names_itself
@@ -152,8 +208,12 @@ class KleinKitRenorm(io.ComfyNode):
             description="Keeps the guided prediction as large as the positive one: less burn at high cfg. Costs no pass.",
             search_aliases=["cfg renorm", "cfg rescale", "lumina renorm", "burn"],
             inputs=[
-                io.Combo.Input("mode", options=list(RENORM_MODES), default="global",
-                               tooltip="One norm for the picture, for each place, or for each latent channel."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(RENORM_MODES),
+                    default="global",
+                    tooltip="One norm for the picture, for each place, or for each latent channel.",
+                ),
                 share("strength", 1.0, "0 is off, 1 takes over the norm of the positive prediction."),
                 io.Boolean.Input("shrink_only", default=True, tooltip="Never enlarge the prediction."),
             ],
@@ -189,12 +249,18 @@ class KleinKitImageCFG(io.ComfyNode):
             node_id="KleinKitImageCFG",
             display_name="Klein Image CFG",
             description="For edits: gives the reference image a guidance scale of its own. Above 1 the result stays closer to "
-                        "the reference. Costs one more pass; at 1 none.",
+            "the reference. Costs one more pass; at 1 none.",
             search_aliases=["image guidance", "edit", "reference", "instruct pix2pix"],
             inputs=[
-                io.Float.Input("image_scale", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="Scale of the reference image; 1 is plain CFG, any other costs a third pass. Put "
-                                       "ReferenceLatent behind the negative prompt too."),
+                io.Float.Input(
+                    "image_scale",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Scale of the reference image; 1 is plain CFG, any other costs a third pass. Put "
+                    "ReferenceLatent behind the negative prompt too.",
+                ),
             ],
         )
 
@@ -211,11 +277,14 @@ class KleinKitBaseUncond(io.ComfyNode):
             node_id="KleinKitBaseUncond",
             display_name="Klein Base Uncond",
             description="Takes the negative prediction from another model: a fine-tuned model is guided better against the "
-                        "base it came from.",
+            "base it came from.",
             search_aliases=["unconditional prior", "base model", "autoguidance"],
             inputs=[
-                io.Model.Input("base_model", tooltip="The model that predicts the negative, of the same architecture. Both are "
-                                                     "in memory during the run."),
+                io.Model.Input(
+                    "base_model",
+                    tooltip="The model that predicts the negative, of the same architecture. Both are "
+                    "in memory during the run.",
+                ),
             ],
         )
 
@@ -234,8 +303,14 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
             description="Stops guidance once positive and negative agree, and saves the negative pass from then on.",
             search_aliases=["adaptive guidance", "skip cfg", "speed"],
             inputs=[
-                io.Float.Input("threshold", default=0.99, min=-1.0, max=1.0, step=0.001,
-                               tooltip="Cosine between the two predictions from which on the steps are unguided."),
+                io.Float.Input(
+                    "threshold",
+                    default=0.99,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Cosine between the two predictions from which on the steps are unguided.",
+                ),
             ],
         )
 

@@ -33,29 +33,54 @@ class KleinKitLoader(io.ComfyNode):
             display_name="Klein Loader",
             category="KleinKit/loaders",
             description="Loads a FLUX.2 [klein] with the text encoder and the VAE that fit it, and says which it is. "
-                        "A quarter of the text encoder's layers, which Klein never uses, is neither read nor kept nor run.",
-            search_aliases=["load klein", "flux2 klein", "unet loader", "clip loader", "checkpoint loader",
-                            "diffusers loader"],
+            "A quarter of the text encoder's layers, which Klein never uses, is neither read nor kept nor run.",
+            search_aliases=["load klein", "flux2 klein", "unet loader", "clip loader", "checkpoint loader", "diffusers loader"],
             inputs=[
-                io.Combo.Input("diffusion_model", options=listed(MODEL),
-                               tooltip="A file in models/diffusion_models, or a folder of models/diffusers "
-                                       "(ends in model_index.json)."),
-                io.Combo.Input("text_encoder", options=[AUTO, *listed(TEXT_ENCODER)], default=AUTO,
-                               tooltip="A Qwen3 in models/text_encoders: 4B for Klein 4B, 8B for Klein 9B. "
-                                       "auto takes one that fits."),
-                io.Combo.Input("vae", options=[AUTO, *listed(VAE)], default=AUTO,
-                               tooltip="FLUX.2's VAE in models/vae, or taef2. auto takes one that fits."),
-                io.Combo.Input("variant", options=list(VARIANTS), default=AUTO,
-                               tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata; "
-                                       "info says how it decided."),
-                io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True,
-                               tooltip="The dtype to keep the model's weights in. default: the file's own."),
-                io.Combo.Input("distilled_cfg", options=["ignore", "allow"], default="ignore", advanced=True,
-                               tooltip="On a distilled model, ignore: a cfg above 1 counts as 1, as in diffusers. "
-                                       "allow: it is applied."),
-                io.Boolean.Input("trim_text_encoder", default=True, advanced=True,
-                                 tooltip="Leave out the layers of the text encoder that Klein never uses. "
-                                         "Pictures stay the same. Turn it off to generate text with the encoder."),
+                io.Combo.Input(
+                    "diffusion_model",
+                    options=listed(MODEL),
+                    tooltip="A file in models/diffusion_models, or a folder of models/diffusers (ends in model_index.json).",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[AUTO, *listed(TEXT_ENCODER)],
+                    default=AUTO,
+                    tooltip="A Qwen3 in models/text_encoders: 4B for Klein 4B, 8B for Klein 9B. auto takes one that fits.",
+                ),
+                io.Combo.Input(
+                    "vae",
+                    options=[AUTO, *listed(VAE)],
+                    default=AUTO,
+                    tooltip="FLUX.2's VAE in models/vae, or taef2. auto takes one that fits.",
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=list(VARIANTS),
+                    default=AUTO,
+                    tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata; "
+                    "info says how it decided.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="The dtype to keep the model's weights in. default: the file's own.",
+                ),
+                io.Combo.Input(
+                    "distilled_cfg",
+                    options=["ignore", "allow"],
+                    default="ignore",
+                    advanced=True,
+                    tooltip="On a distilled model, ignore: a cfg above 1 counts as 1, as in diffusers. allow: it is applied.",
+                ),
+                io.Boolean.Input(
+                    "trim_text_encoder",
+                    default=True,
+                    advanced=True,
+                    tooltip="Leave out the layers of the text encoder that Klein never uses. "
+                    "Pictures stay the same. Turn it off to generate text with the encoder.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The Klein."),
@@ -86,8 +111,15 @@ class KleinKitLoader(io.ComfyNode):
         klein, encoder, picture, says = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
         found = trained(klein, says, variant)
         ignore_cfg = distilled_cfg == "ignore"
-        info = paragraph(klein, encoder, picture, found, trim=trim_text_encoder, ignore_cfg=ignore_cfg,
-                         chosen={role for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)) if name == AUTO})
+        info = paragraph(
+            klein,
+            encoder,
+            picture,
+            found,
+            trim=trim_text_encoder,
+            ignore_cfg=ignore_cfg,
+            chosen={role for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)) if name == AUTO},
+        )
         logging.info("KleinKitLoader: %s", info)
         model = load_model(klein, dict(WEIGHT_DTYPES[weight_dtype]))
         if found.distilled and ignore_cfg:

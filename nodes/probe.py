@@ -20,7 +20,7 @@ class KleinKitProbe(io.ComfyNode):
             display_name="Klein Probe",
             category="KleinKit/study",
             description="Records every step of the runs that use this model: cfg, passes, blocks, the sizes of the predictions "
-                        "and the angle between them, and the time. Draws it while it runs. The picture stays the same.",
+            "and the angle between them, and the time. Draws it while it runs. The picture stays the same.",
             search_aliases=["telemetry", "measure", "debug sampling", "statistics", "monitor"],
             inputs=[io.Model.Input("model", tooltip="The model to watch. Guidance nodes can come before or after.")],
             outputs=[
@@ -48,8 +48,9 @@ class KleinKitReport(io.ComfyNode):
             search_aliases=["plot", "telemetry", "statistics", "json", "chart"],
             inputs=[
                 PROBE.Input("probe", tooltip="From Klein Probe."),
-                io.Latent.Input("latent", tooltip="What the sampler made: the report waits for it, and shows the runs that "
-                                                  "led to it."),
+                io.Latent.Input(
+                    "latent", tooltip="What the sampler made: the report waits for it, and shows the runs that led to it."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="plot", tooltip="A panel for each thing that was measured, by model call."),
@@ -65,14 +66,17 @@ class KleinKitReport(io.ComfyNode):
         # A list of models has gone through the probe node several times.
         runs = [run for one in dict.fromkeys(probe) for run in one.runs if led_here(run, sources)]
         if not runs:
-            raise ValueError("Expected `probe` to have records of the run that made `latent`, but got none: connect the "
-                             "probe's model to that sampler; if it is connected, change the seed to run it again.")
+            raise ValueError(
+                "Expected `probe` to have records of the run that made `latent`, but got none: connect the "
+                "probe's model to that sampler; if it is connected, change the seed to run it again."
+            )
         try:
             # Here alone: without matplotlib, only this node fails; with it, ComfyUI starts no slower.
             from ..report.plot import plot
         except ImportError as error:
-            raise ValueError(f"Expected matplotlib to be installed in ComfyUI's Python (pip install matplotlib), but got: "
-                             f"{error}.") from error
+            raise ValueError(
+                f"Expected matplotlib to be installed in ComfyUI's Python (pip install matplotlib), but got: {error}."
+            ) from error
         return io.NodeOutput(torch.from_numpy(plot(runs)).float().div_(255.0)[None], as_json(runs))
 
 

@@ -41,15 +41,14 @@ def shift_input():
         ],
         "fixed": [_number("mu", 1.15, 0.01, "The same mu for every size and step count. 0 shifts nothing.")],
         # Not `shift`: ComfyUI would overwrite it with the choice itself.
-        "linear": [_number("linear_shift", 3.0, 0.01,
-                           "s of σ' = sσ/(1+(s−1)σ), as in ModelSamplingSD3. 1 shifts nothing.")],
+        "linear": [_number("linear_shift", 3.0, 0.01, "s of σ' = sσ/(1+(s−1)σ), as in ModelSamplingSD3. 1 shifts nothing.")],
     }
     return io.DynamicCombo.Input(
         "shift",
         options=[io.DynamicCombo.Option(choice, inputs.get(choice, [])) for choice in SHIFTS],
         tooltip="How much of the run is spent at high noise. flux2: Black Forest Labs' formula for FLUX.2, from size "
-                "and steps. flux2_continuous: the same without its jump just above 1 megapixel. flux1: FLUX.1's. "
-                "fixed: your own mu. linear: Stable Diffusion 3's shift. none: even steps.",
+        "and steps. flux2_continuous: the same without its jump just above 1 megapixel. flux1: FLUX.1's. "
+        "fixed: your own mu. linear: Stable Diffusion 3's shift. none: even steps.",
     )
 
 
@@ -68,30 +67,35 @@ class KleinKitScheduler(io.ComfyNode):
             display_name="Klein Scheduler",
             category="KleinKit/sampling",
             description="The sigmas of FLUX.2 [klein], for the size of the picture and the number of steps.",
-            search_aliases=["sigmas", "flux2 scheduler", "mu", "time shift", "denoise", "karras", "beta",
-                            "noise schedule"],
+            search_aliases=["sigmas", "flux2 scheduler", "mu", "time shift", "denoise", "karras", "beta", "noise schedule"],
             inputs=[
                 _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base."),
                 _number("width", 1024, 16, "Width in pixels, a multiple of 16. A connected latent wins."),
                 _number("height", 1024, 16, "Height in pixels, a multiple of 16. A connected latent wins."),
                 _number("denoise", 1.0, 0.01, "How much of the picture is made anew: 1 all, 0 nothing."),
                 io.Combo.Input(
-                    "denoise_mode", options=list(DENOISE_MODES), default=DENOISE_MODES[0],
+                    "denoise_mode",
+                    options=list(DENOISE_MODES),
+                    default=DENOISE_MODES[0],
                     tooltip="What denoise below 1 means. ksampler: as KSampler, the last steps of a longer schedule. "
-                            "strength: as diffusers, only the last part of the steps is run. sigma: all steps, from "
-                            "sigma = denoise down, so that 0.5 really starts half way.",
+                    "strength: as diffusers, only the last part of the steps is run. sigma: all steps, from "
+                    "sigma = denoise down, so that 0.5 really starts half way.",
                 ),
                 shift_input(),
                 io.Combo.Input(
-                    "spacing", options=list(SPACINGS), default="uniform",
+                    "spacing",
+                    options=list(SPACINGS),
+                    default="uniform",
                     tooltip="How the sigmas lie between the first and the last. uniform: even before the shift, as "
-                            "FLUX.2 was trained. linear_quadratic depends on steps and denoise alone.",
+                    "FLUX.2 was trained. linear_quadratic depends on steps and denoise alone.",
                 ),
                 _number("terminal", 0.0, 0.01, "Stretch the sigmas so that the last above 0 has this value. 0: off."),
                 io.Latent.Input("latent", optional=True, tooltip="The latent that is sampled; its size wins."),
             ],
-            outputs=[io.Sigmas.Output(tooltip="steps + 1 sigmas, falling to 0."),
-                     io.Float.Output(display_name="mu", tooltip="The amount of the time shift.")],
+            outputs=[
+                io.Sigmas.Output(tooltip="steps + 1 sigmas, falling to 0."),
+                io.Float.Output(display_name="mu", tooltip="The amount of the time shift."),
+            ],
         )
 
     @classmethod
@@ -124,7 +128,7 @@ class KleinKitDynamicShift(io.ComfyNode):
             display_name="Klein Dynamic Shift",
             category="KleinKit/sampling",
             description="KSampler and every stock scheduler get the sigmas of FLUX.2 [klein]: when sampling begins, "
-                        "mu for the size and the steps of this run takes the place of the model's fixed shift.",
+            "mu for the size and the steps of this run takes the place of the model's fixed shift.",
             search_aliases=["ModelSamplingFlux", "mu", "time shift", "flux2 shift", "sigmas", "KSampler"],
             inputs=[io.Model.Input("model", tooltip="A FLUX.2 model."), shift_input()],
             outputs=[io.Model.Output(tooltip="The model whose sigmas follow the size and the steps.")],
@@ -143,8 +147,9 @@ class KleinKitDynamicShift(io.ComfyNode):
         if isinstance(static, RunShift):
             static = static.static
         if not (isinstance(static, (ModelSamplingFlux, ModelSamplingDiscreteFlow)) and isinstance(static, CONST)):
-            raise expected("model", "a model with flow sampling (its own, ModelSamplingFlux or ModelSamplingSD3)",
-                           type(static).__name__)
+            raise expected(
+                "model", "a model with flow sampling (its own, ModelSamplingFlux or ModelSamplingSD3)", type(static).__name__
+            )
         if not static.sigmas.all():
             raise expected("model", "a model whose sampling has a shift above 0.0", static.shift)
         patched, sampling = model.clone(), with_run_shift(static)

@@ -17,12 +17,15 @@ class KleinKitSweep(io.ComfyNode):
             display_name="Klein Sweep",
             category="KleinKit/study",
             description="A list of numbers: whatever is connected runs once for each of them, in one prompt. Connect it to cfg "
-                        "or to any other number, and the pictures to Klein Contact Sheet.",
+            "or to any other number, and the pictures to Klein Contact Sheet.",
             search_aliases=["xy plot", "grid", "list of numbers", "cfg study", "range"],
             inputs=[
-                io.String.Input("values", default="1, 2, 3, 4, 5, 6, 7, 8, 10, 20, 50, 100",
-                                tooltip="Numbers and ranges between commas, such as `1, 2.5, 4:10:2`. A range is "
-                                        f"start:end:step and includes its end. At most {MOST_VALUES} numbers."),
+                io.String.Input(
+                    "values",
+                    default="1, 2, 3, 4, 5, 6, 7, 8, 10, 20, 50, 100",
+                    tooltip="Numbers and ranges between commas, such as `1, 2.5, 4:10:2`. A range is "
+                    f"start:end:step and includes its end. At most {MOST_VALUES} numbers.",
+                ),
             ],
             outputs=[
                 io.Float.Output(display_name="value", is_output_list=True, tooltip="The numbers, one run each."),
@@ -54,13 +57,17 @@ class KleinKitContactSheet(io.ComfyNode):
             display_name="Klein Contact Sheet",
             category="KleinKit/study",
             description="All pictures of a list or a batch side by side on one sheet, each with its label. No picture is "
-                        "scaled.",
+            "scaled.",
             search_aliases=["xy plot", "image grid", "compare images", "labelled grid"],
             inputs=[
                 io.Image.Input("images", tooltip="A list of pictures, of batches too; sizes may differ."),
-                io.String.Input("labels", optional=True, force_input=True,
-                                tooltip="The texts below the pictures, such as `label` of Klein Sweep: one for each entry of "
-                                        "the list, or one for each picture."),
+                io.String.Input(
+                    "labels",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The texts below the pictures, such as `label` of Klein Sweep: one for each entry of "
+                    "the list, or one for each picture.",
+                ),
                 io.Int.Input("columns", default=4, min=1, max=MOST_COLUMNS, tooltip="Pictures in a row."),
                 io.String.Input("title", default="", tooltip="A text above the pictures; empty is none."),
             ],

@@ -51,12 +51,22 @@ def split(prompt):
     if len(sweeps) != 1:
         raise ValueError(f"Expected a workflow with one KleinKitSweep, but got {len(sweeps)}.")
     pictures = {number: node["inputs"]["images"] for number, node in of_type(prompt, "KleinKitContactSheet").items()}
-    kept = {number: {**node, "inputs": {name: pictures.get(value[0], value) if isinstance(value, list) else value
-                                        for name, value in node["inputs"].items()}}
-            for number, node in prompt.items() if number not in pictures}
+    kept = {
+        number: {
+            **node,
+            "inputs": {
+                name: pictures.get(value[0], value) if isinstance(value, list) else value
+                for name, value in node["inputs"].items()
+            },
+        }
+        for number, node in prompt.items()
+        if number not in pictures
+    }
     [number] = sweeps
-    return {text: {**kept, number: {"class_type": "KleinKitSweep", "inputs": {"values": text}}}
-            for text in map(label, parse_values(prompt[number]["inputs"]["values"]))}
+    return {
+        text: {**kept, number: {"class_type": "KleinKitSweep", "inputs": {"values": text}}}
+        for text in map(label, parse_values(prompt[number]["inputs"]["values"]))
+    }
 
 
 def of_type(prompt, kind):
@@ -84,8 +94,11 @@ def run(urls, prompt):
     url = min(queues, key=queues.get)
     try:
         outputs, error = asyncio.run(api.follow(url, prompt, heartbeat=HEARTBEAT))
-        pictures = [api.download(api.Server(url, None, None), image) for output in outputs.values()
-                    for image in output.get("images", ())]
+        pictures = [
+            api.download(api.Server(url, None, None), image)
+            for output in outputs.values()
+            for image in output.get("images", ())
+        ]
     except (OSError, aiohttp.ClientError) as reason:
         raise ServerGone(f"{url}: {reason}") from reason
     return url, pictures, api.sentences(error) if error else []
@@ -98,8 +111,14 @@ def start(slots):
     workers = {"env_vars": {"PYTHONPATH": str(api.ROOT)}, "worker_process_setup_hook": "tasks.as_package"}
     for left in reversed(range(STARTS)):
         try:
-            ray.init(resources={SLOT: slots}, runtime_env=workers, include_dashboard=False, configure_logging=False,
-                     log_to_driver=False, object_store_memory=OBJECT_STORE)
+            ray.init(
+                resources={SLOT: slots},
+                runtime_env=workers,
+                include_dashboard=False,
+                configure_logging=False,
+                log_to_driver=False,
+                object_store_memory=OBJECT_STORE,
+            )
             return
         except Exception:
             # Ray gives its own processes 15 seconds to come up: on a busy machine not always enough.
@@ -139,8 +158,10 @@ def contact_sheet(prompt, pictures):
         `PIL.Image`.
     """
     [node] = of_type(prompt, "KleinKitContactSheet").values()
-    images = [torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs])) / 255.0
-              for pngs in pictures.values()]
+    images = [
+        torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs])) / 255.0
+        for pngs in pictures.values()
+    ]
     page = sheet(images, list(pictures), node["inputs"]["columns"], node["inputs"]["title"])[0]
     return Image.fromarray((page * 255.0).round().byte().numpy())
 

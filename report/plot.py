@@ -42,8 +42,16 @@ def plot(runs):
                 # A call without a value is a gap in the line; the dots show those that stand alone.
                 heights = np.array([call[key] for call in run.calls] if key else [], dtype=float)
                 if np.isfinite(heights).any():
-                    axes.plot(range(1, len(heights) + 1), heights, style, color=color, linewidth=1.4, marker=".", markersize=4,
-                              label=named)
+                    axes.plot(
+                        range(1, len(heights) + 1),
+                        heights,
+                        style,
+                        color=color,
+                        linewidth=1.4,
+                        marker=".",
+                        markersize=4,
+                        label=named,
+                    )
         look(axes, name)
     for axes in panels[1]:
         axes.set_xlabel("model call", fontsize=9, color=INK)
@@ -85,13 +93,15 @@ def heading(runs):
     """Steps, passes, blocks and seconds of all runs, and their guidance."""
     blocks = total(runs, "blocks")
     nodes = dict.fromkeys(node.removeprefix("KleinKit") for run in runs for node in run.guidance)
-    return " · ".join([
-        f"{len(runs)} runs" if len(runs) > 1 else f"{len(runs[0].sigmas) - 1} steps",
-        f"{total(runs, 'passes')} passes",
-        *([f"{blocks} blocks"] if blocks is not None else []),
-        f"{total(runs, 'milliseconds') / 1000.0:.3g} s",
-        ", ".join(nodes) or "no guidance nodes",
-    ])
+    return " · ".join(
+        [
+            f"{len(runs)} runs" if len(runs) > 1 else f"{len(runs[0].sigmas) - 1} steps",
+            f"{total(runs, 'passes')} passes",
+            *([f"{blocks} blocks"] if blocks is not None else []),
+            f"{total(runs, 'milliseconds') / 1000.0:.3g} s",
+            ", ".join(nodes) or "no guidance nodes",
+        ]
+    )
 
 
 def total(runs, name):

@@ -17,9 +17,22 @@ PAPER, INK = (246, 246, 246), (24, 24, 24)
 
 # Pillow brings a font of plain Latin letters. Other texts take the first of these that the system has and that knows them.
 SYSTEM_FONTS = (
-    "DejaVuSans.ttf", "segoeui.ttf", "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKjp-Regular.otf",
-    "NotoSansJP-Regular.otf", "NotoSansSC-Regular.otf", "YuGothM.ttc", "msgothic.ttc", "msyh.ttc", "malgun.ttf",
-    "Hiragino Sans GB.ttc", "PingFang.ttc", "AppleSDGothicNeo.ttc", "wqy-zenhei.ttc", "ipag.ttf",
+    "DejaVuSans.ttf",
+    "segoeui.ttf",
+    "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKjp-Regular.otf",
+    "NotoSansJP-Regular.otf",
+    "NotoSansSC-Regular.otf",
+    "YuGothM.ttc",
+    "msgothic.ttc",
+    "msyh.ttc",
+    "malgun.ttf",
+    "Hiragino Sans GB.ttc",
+    "PingFang.ttc",
+    "AppleSDGothicNeo.ttc",
+    "wqy-zenhei.ttc",
+    "ipag.ttf",
 )
 # No font has a glyph for the last code point.
 NO_CHARACTER = "\U0010ffff"
@@ -56,7 +69,7 @@ def sheet(images, labels=(), columns=4, title="", placed=lambda: None):
     tops, end = [], gap + heading.height + gap * bool(title)
     for first in range(0, len(pictures), columns):
         tops.append(end)
-        end += height + gap + max(caption.height + gap * bool(caption.height) for caption in captions[first:first + columns])
+        end += height + gap + max(caption.height + gap * bool(caption.height) for caption in captions[first : first + columns])
 
     page = torch.empty(end, across, 3).copy_(torch.tensor(PAPER) / 255.0)
     heading.put(page, gap, 0, across)
@@ -69,7 +82,7 @@ def sheet(images, labels=(), columns=4, title="", placed=lambda: None):
 
 
 def put(page, picture, top, left):
-    place = page[top:top + picture.shape[0], left:left + picture.shape[1]]
+    place = page[top : top + picture.shape[0], left : left + picture.shape[1]]
     if picture.shape[-1] == 4:
         picture = torch.lerp(place, picture[..., :3].float(), picture[..., 3:].float())
     place.copy_(picture)
@@ -159,8 +172,8 @@ def wrap(text, font, width):
             lines += [line] if line else []
             while font.getlength(word) > width:
                 fitting = bisect_right(range(1, len(word) + 1), width, key=lambda n: font.getlength(word[:n]))
-                lines.append(word[:max(fitting, 1)])
-                word = word[max(fitting, 1):]
+                lines.append(word[: max(fitting, 1)])
+                word = word[max(fitting, 1) :]
             line = word
         lines.append(line)
     return lines

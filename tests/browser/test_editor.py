@@ -24,8 +24,12 @@ def files(server):
     """A model whose name is HTML, and something under the names that the workflows ask after."""
     models = server.base / "models"
     nano = models / "diffusion_models" / next(iter(NANO.values()))
-    wanted = {models / file["directory"] / file["name"] for workflow in names() for node in read(workflow)["nodes"]
-              for file in node["properties"].get("models", ())} | {models / "diffusion_models" / FILE}
+    wanted = {
+        models / file["directory"] / file["name"]
+        for workflow in names()
+        for node in read(workflow)["nodes"]
+        for file in node["properties"].get("models", ())
+    } | {models / "diffusion_models" / FILE}
     for path in wanted:
         path.parent.mkdir(exist_ok=True)
         path.hardlink_to(nano)
@@ -90,7 +94,11 @@ def test_every_node_can_be_added(page, server):
     assert page.evaluate("app.graph.nodes.map((node) => node.type)") == kinds
     drawn = "app.graph.nodes.flatMap((node) => node.widgets ?? []).filter((widget) => widget.type.startsWith('KLEINKIT_'))"
     assert sorted(page.evaluate(f"{drawn}.map((widget) => widget.node.type)")) == [
-        "KleinKitCFG", "KleinKitDynamicShift", "KleinKitProbe", "KleinKitScheduler"]
+        "KleinKitCFG",
+        "KleinKitDynamicShift",
+        "KleinKitProbe",
+        "KleinKitScheduler",
+    ]
 
 
 def test_sigmas_follow_what_is_typed(page):
@@ -105,8 +113,16 @@ def test_sigmas_follow_what_is_typed(page):
     choose(page, node, "shift", "none")
     expect(figure(page, "8 steps, mu 0,")).to_be_visible()
     expect(figure(page).locator("path.dots")).to_have_attribute("d", re.compile("(M[0-9. ]+h0){9}"))
-    assert values(page, node) == {"steps": 8, "width": 1024, "height": 1024, "denoise": 1, "denoise_mode": "ksampler",
-                                  "shift": "none", "spacing": "uniform", "terminal": 0}
+    assert values(page, node) == {
+        "steps": 8,
+        "width": 1024,
+        "height": 1024,
+        "denoise": 1,
+        "denoise_mode": "ksampler",
+        "shift": "none",
+        "spacing": "uniform",
+        "terminal": 0,
+    }
 
 
 def test_guidance_follows_what_is_typed(page):
@@ -125,8 +141,8 @@ def test_text_that_is_no_curve_is_shown_as_text(page, errors):
     choose(page, node, "schedule", "curve")
     enter(page, node, "schedule.scales", HTML)
     expect(figure(page, "No preview")).to_contain_text(
-        f"–\nExpected `scales` to be numbers between 0 and 100, such as `5, 3, 1`, but got '{HTML}'.",
-        use_inner_text=True)
+        f"–\nExpected `scales` to be numbers between 0 and 100, such as `5, 3, 1`, but got '{HTML}'.", use_inner_text=True
+    )
     expect(figure(page).locator("img")).to_have_count(0)
     assert values(page, node)["schedule.scales"] == HTML
     assert len(errors) == 1 and "400" in errors.pop()
@@ -135,14 +151,18 @@ def test_text_that_is_no_curve_is_shown_as_text(page, errors):
 def test_dynamic_shift_and_cfg_follow_the_sampler(page):
     kinds = ("KleinKitDynamicShift", "KleinKitCFG", "KSampler", "EmptyFlux2LatentImage")
     shift, cfg, sampler, latent = [
-        add_node(page, kind, 320 * (number % 3), 330 * (number // 3)) for number, kind in enumerate(kinds)]
+        add_node(page, kind, 320 * (number % 3), 330 * (number // 3)) for number, kind in enumerate(kinds)
+    ]
     expect(figure(page, "example: 20 steps, 1024×1024")).to_be_visible()
-    page.evaluate("""([shift, cfg, sampler, latent]) => {
+    page.evaluate(
+        """([shift, cfg, sampler, latent]) => {
         const node = (id) => app.graph.getNodeById(id)
         node(shift).connect(0, node(cfg), 0)
         node(cfg).connect(0, node(sampler), 0)
         node(latent).connect(0, node(sampler), "latent_image")
-    }""", [shift, cfg, sampler, latent])
+    }""",
+        [shift, cfg, sampler, latent],
+    )
     enter(page, sampler, "steps", 12)
     enter(page, latent, "width", 512)
     expect(figure(page, flux2(12, 2048))).to_be_visible()
@@ -151,16 +171,21 @@ def test_dynamic_shift_and_cfg_follow_the_sampler(page):
 
 
 def test_previews_know_what_the_loader_gives(page):
-    loader, scheduler, cfg, guider = [add_node(page, kind, 380 * number) for number, kind in enumerate(
-        ("KleinKitLoader", "KleinKitScheduler", "KleinKitCFG", "KSampler"))]
-    page.evaluate("""([loader, ...others]) => {
+    loader, scheduler, cfg, guider = [
+        add_node(page, kind, 380 * number)
+        for number, kind in enumerate(("KleinKitLoader", "KleinKitScheduler", "KleinKitCFG", "KSampler"))
+    ]
+    page.evaluate(
+        """([loader, ...others]) => {
         const node = (id) => app.graph.getNodeById(id)
         const [scheduler, cfg, sampler] = others.map(node)
         node(loader).connect(3, scheduler, "steps")
         node(loader).connect(3, sampler, "steps")
         node(loader).connect(4, sampler, "cfg")
         cfg.connect(0, sampler, "model")
-    }""", [loader, scheduler, cfg, guider])
+    }""",
+        [loader, scheduler, cfg, guider],
+    )
     choose(page, loader, "diffusion_model", NANO["flux-2-klein-4b.safetensors"])
     expect(figure(page, flux2(4))).to_be_visible()
     expect(figure(page, "4 steps: 4 of 4 passes")).to_be_visible()
@@ -216,14 +241,17 @@ def test_previews_can_be_read_in_every_theme(page, palette):
 @pytest.mark.parametrize("name", names())
 def test_a_workflow_opens_and_keeps_its_values(page, name):
     graph = read(name)
-    unknown, *kept = page.evaluate("""async (graph) => {
+    unknown, *kept = page.evaluate(
+        """async (graph) => {
         const kept = () => Object.fromEntries(app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values ?? []]))
         await app.loadGraphData(graph)
         const once = kept()
         await app.loadGraphData(app.graph.serialize())
         const unknown = app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types))
         return [unknown.map((node) => node.type), once, kept()]
-    }""", graph)
+    }""",
+        graph,
+    )
     saved = {str(node["id"]): node.get("widgets_values", []) for node in graph["nodes"]}
     if frontend(page) < (1, 47):
         # PreviewAny of ComfyUI 0.26.0 and older keeps other things than that of 0.30.0, in which the workflows were saved.
@@ -245,11 +273,14 @@ def test_a_blueprint_from_the_node_library_runs(page, name):
     page.keyboard.press("n")
     assert page.evaluate("[app.graph.nodes[0].title, app.graph.nodes[0].isSubgraphNode()]") == [name, True]
     # The node is still growing: a click on a widget would miss it.
-    page.evaluate("""([shown, pixels]) => {
+    page.evaluate(
+        """([shown, pixels]) => {
         const [node] = app.graph.nodes
         for (const side of ["width", "height"]) node.widgets.find(({ name }) => name === side).value = pixels
         node.connect(0, app.graph.getNodeById(shown), 0)
-    }""", [add_node(page, "PreviewImage", 500), NANO_PIXELS])
+    }""",
+        [add_node(page, "PreviewImage", 500), NANO_PIXELS],
+    )
     assert run(page)["type"] == "execution_success"
 
 
@@ -280,8 +311,11 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)
     outcome = run(page)
     assert outcome["type"] == "execution_success"
-    [picture] = [image for output in api.get(server, f"/history/{outcome['prompt']}")[outcome["prompt"]]["outputs"].values()
-                 for image in output.get("images", ())]
+    [picture] = [
+        image
+        for output in api.get(server, f"/history/{outcome['prompt']}")[outcome["prompt"]]["outputs"].values()
+        for image in output.get("images", ())
+    ]
     assert (server.base / picture["type"] / picture["subfolder"] / picture["filename"]).is_file()
 
 
@@ -316,8 +350,9 @@ def test_help_is_in_the_info_panel(page):
 def switch(page, language):
     """Choose the editor's language, and look at the graph in it."""
     page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
-    page.wait_for_function("(en) => (document.querySelector('[data-testid=queue-button]').innerText === 'Run') === en",
-                           arg=language == "en")
+    page.wait_for_function(
+        "(en) => (document.querySelector('[data-testid=queue-button]').innerText === 'Run') === en", arg=language == "en"
+    )
     # The editor draws the graph anew by itself, but by then it may not have loaded the language.
     page.evaluate("""async () => {
         await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions")
@@ -340,12 +375,16 @@ def translated(page, request):
 
 def test_texts_are_in_the_editors_language(page, translated):
     node, texts = translated
-    page.wait_for_function("([id, label]) => app.graph.getNodeById(id)?.widgets[0].label === label",
-                           arg=[node, texts["schedule"]["name"]])
-    label, shown, value = page.evaluate("""(id) => {
+    page.wait_for_function(
+        "([id, label]) => app.graph.getNodeById(id)?.widgets[0].label === label", arg=[node, texts["schedule"]["name"]]
+    )
+    label, shown, value = page.evaluate(
+        """(id) => {
         const [widget] = app.graph.getNodeById(id).widgets
         return [widget.label, widget._displayValue, widget.value]
-    }""", node)
+    }""",
+        node,
+    )
     choice = texts["schedule"]["options"]["constant"]
     assert (label, value) == (texts["schedule"]["name"], "constant")
     if in_vue(page):

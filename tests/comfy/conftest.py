@@ -21,5 +21,4 @@ def base(comfy):
 @pytest.fixture(scope="module")
 def prompts():
     """Positive and negative with a reference latent."""
-    return [conditioning(embeddings(192, seed)[:, :64], reference_latents=[latent_noise(32, 32, seed=3)])
-            for seed in (1, 2)]
+    return [conditioning(embeddings(192, seed)[:, :64], reference_latents=[latent_noise(32, 32, seed=3)]) for seed in (1, 2)]

@@ -15,8 +15,17 @@ TEXT_WIDTH = 192
 LIMIT = 1e-6
 STATIC_MU = 2.02
 FLUX2 = ("KleinKitDynamicShift", {"shift": {"shift": "flux2"}})
-SCHEDULERS = ("simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
-              "kl_optimal")
+SCHEDULERS = (
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "beta",
+    "normal",
+    "linear_quadratic",
+    "kl_optimal",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +59,7 @@ def ours(run_node):
 @pytest.fixture
 def run(klein, run_node):
     """The sigmas of a run of a sampling node on the model behind KleinKitDynamicShift (or the given nodes)."""
+
     def sigmas(node="KSampler", *nodes, **changes):
         model, seen = recorder(with_nodes(run_node, klein, *(nodes or (FLUX2,))))
         inputs = ksampler_inputs(TEXT_WIDTH, **changes)
@@ -66,6 +76,7 @@ def run(klein, run_node):
 @pytest.fixture
 def custom_run(klein, run_node):
     """The same of SamplerCustom or SamplerCustomAdvanced, with the given sigmas."""
+
     def sigmas_of(sigmas, *nodes, height=1024, width=1024, advanced=False):
         model, seen = recorder(with_nodes(run_node, klein, *(nodes or (FLUX2,))))
         inputs = ksampler_inputs(TEXT_WIDTH, height, width)
@@ -73,11 +84,27 @@ def custom_run(klein, run_node):
         euler = run_node("KSamplerSelect", sampler_name="euler")[0]
         if advanced:
             guider = run_node("CFGGuider", model=model, positive=positive, negative=negative, cfg=1.0)[0]
-            run_node("SamplerCustomAdvanced", noise=run_node("RandomNoise", noise_seed=0)[0], guider=guider,
-                     sampler=euler, sigmas=sigmas, latent_image=latent)
+            run_node(
+                "SamplerCustomAdvanced",
+                noise=run_node("RandomNoise", noise_seed=0)[0],
+                guider=guider,
+                sampler=euler,
+                sigmas=sigmas,
+                latent_image=latent,
+            )
         else:
-            run_node("SamplerCustom", model=model, add_noise=True, noise_seed=0, cfg=1.0, positive=positive,
-                     negative=negative, sampler=euler, sigmas=sigmas, latent_image=latent)
+            run_node(
+                "SamplerCustom",
+                model=model,
+                add_noise=True,
+                noise_seed=0,
+                cfg=1.0,
+                positive=positive,
+                negative=negative,
+                sampler=euler,
+                sigmas=sigmas,
+                latent_image=latent,
+            )
         [seen] = seen
         return seen
 
@@ -109,11 +136,17 @@ def test_simple_is_klein_scheduler_at_every_denoise(run, ours, denoise):
     agree(run(denoise=denoise, steps=7), ours(denoise=denoise, steps=7))
 
 
-@pytest.mark.parametrize("shift", [
-    {"shift": "flux2_continuous"}, {"shift": "flux1", "base_shift": 0.4, "max_shift": 2.0},
-    {"shift": "fixed", "mu": 0.7}, {"shift": "linear", "linear_shift": 5.0},
-    {"shift": "none"},
-], ids=str)
+@pytest.mark.parametrize(
+    "shift",
+    [
+        {"shift": "flux2_continuous"},
+        {"shift": "flux1", "base_shift": 0.4, "max_shift": 2.0},
+        {"shift": "fixed", "mu": 0.7},
+        {"shift": "linear", "linear_shift": 5.0},
+        {"shift": "none"},
+    ],
+    ids=str,
+)
 def test_every_shift(run, ours, shift):
     agree(run("KSampler", ("KleinKitDynamicShift", {"shift": shift}), width=1280), ours(shift=shift, width=1280))
 
@@ -125,7 +158,7 @@ def test_every_stock_scheduler_has_mu_for_its_own_shift(run, stock, scheduler, d
     whole = stock(scheduler, int(steps / denoise))
     mu = compute_empirical_mu(4096, len(whole) - 1)
     wanted = shifted(whole, mu - STATIC_MU)
-    agree(run(scheduler=scheduler, steps=steps, denoise=denoise), wanted if denoise == 1.0 else wanted[-(steps + 1):])
+    agree(run(scheduler=scheduler, steps=steps, denoise=denoise), wanted if denoise == 1.0 else wanted[-(steps + 1) :])
 
 
 @pytest.mark.parametrize("scheduler", ["ddim_uniform", "beta"])
@@ -172,11 +205,21 @@ def test_every_piece_of_an_advanced_run(run, ours, sampler, leftover):
     whole = ours(steps=steps) if sampler == "euler" else np.delete(ours(steps=steps + 1), -2)
     for start in range(steps):
         for end in range(start + 1, steps + 2):
-            piece = np.array(whole[start:end + 1])
+            piece = np.array(whole[start : end + 1])
             if leftover == "disable":
                 piece[-1] = 0.0
-            agree(run("KSamplerAdvanced", add_noise="enable", start_at_step=start, end_at_step=end, steps=steps,
-                      sampler_name=sampler, return_with_leftover_noise=leftover), piece)
+            agree(
+                run(
+                    "KSamplerAdvanced",
+                    add_noise="enable",
+                    start_at_step=start,
+                    end_at_step=end,
+                    steps=steps,
+                    sampler_name=sampler,
+                    return_with_leftover_noise=leftover,
+                ),
+                piece,
+            )
 
 
 @pytest.mark.parametrize("advanced", [False, True])
@@ -193,15 +236,30 @@ def test_split_sigmas(klein, run_node, custom_run, ours):
     sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=9, denoise=1.0)[0]
     for part in run_node("SplitSigmas", sigmas=sigmas, step=4):
         start = sigmas.tolist().index(part[0])
-        agree(custom_run(part), ours(steps=9)[start:start + len(part)])
+        agree(custom_run(part), ours(steps=9)[start : start + len(part)])
 
 
 @pytest.mark.parametrize("advanced", [False, True])
-@pytest.mark.parametrize("changes", [
-    {}, {"steps": 1}, {"steps": 2}, {"steps": 50}, {"denoise": 0.5}, {"denoise": 0.5, "denoise_mode": "sigma"},
-    {"spacing": "karras"}, {"spacing": "exponential"}, {"spacing": "beta"}, {"spacing": "linear_quadratic"},
-    {"terminal": 0.1}, {"shift": {"shift": "none"}}, {"shift": {"shift": "fixed", "mu": 1.0}}, {"width": 1088},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"steps": 1},
+        {"steps": 2},
+        {"steps": 50},
+        {"denoise": 0.5},
+        {"denoise": 0.5, "denoise_mode": "sigma"},
+        {"spacing": "karras"},
+        {"spacing": "exponential"},
+        {"spacing": "beta"},
+        {"spacing": "linear_quadratic"},
+        {"terminal": 0.1},
+        {"shift": {"shift": "none"}},
+        {"shift": {"shift": "fixed", "mu": 1.0}},
+        {"width": 1088},
+    ],
+    ids=str,
+)
 def test_what_klein_scheduler_made_stays(custom_run, ours, changes, advanced):
     sigmas = ours(**changes)
     assert torch.equal(custom_run(sigmas, advanced=advanced), sigmas)
@@ -220,16 +278,21 @@ def test_pieces_of_what_klein_scheduler_made_stay(run_node, custom_run, ours, st
 
 
 def test_sigmas_that_rise_stay(klein, run_node, custom_run):
-    sigmas = run_node("FlipSigmas", sigmas=run_node("BasicScheduler", model=klein, scheduler="simple", steps=5,
-                                                    denoise=1.0)[0])[0]
+    sigmas = run_node(
+        "FlipSigmas", sigmas=run_node("BasicScheduler", model=klein, scheduler="simple", steps=5, denoise=1.0)[0]
+    )[0]
     assert torch.equal(custom_run(sigmas), sigmas)
 
 
-@pytest.mark.parametrize("before", [
-    ("ModelSamplingFlux", dict(max_shift=1.15, base_shift=0.5, width=1024, height=512)),
-    ("ModelSamplingSD3", dict(shift=3.0)),
-    ("KleinKitDynamicShift", {"shift": {"shift": "fixed", "mu": 0.3}}),
-], ids=lambda node: node[0])
+@pytest.mark.parametrize(
+    "before",
+    [
+        ("ModelSamplingFlux", dict(max_shift=1.15, base_shift=0.5, width=1024, height=512)),
+        ("ModelSamplingSD3", dict(shift=3.0)),
+        ("KleinKitDynamicShift", {"shift": {"shift": "fixed", "mu": 0.3}}),
+    ],
+    ids=lambda node: node[0],
+)
 def test_an_earlier_shift_does_not_count(run, before):
     agree(run("KSampler", before, FLUX2), run())
 
@@ -312,8 +375,10 @@ def test_during_a_run_the_sampling_is_that_of_mu(klein, run_node):
 
 def test_with_guidance_nodes_it_is_the_run_of_klein_scheduler(klein, run_node, ours):
     interval = {"schedule": "interval", "start": 0.25, "end": 0.75}
-    guidance = (("KleinKitCFG", {"schedule": interval, "unguided": "conditional"}),
-                ("KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1}))
+    guidance = (
+        ("KleinKitCFG", {"schedule": interval, "unguided": "conditional"}),
+        ("KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1}),
+    )
     sigmas, noise = ours(steps=8, width=96, height=64), latent_noise(64, 96)
     static = run_node("BasicScheduler", model=klein, scheduler="simple", steps=8, denoise=1.0)[0]
     positive, negative = (conditioning(embeddings(TEXT_WIDTH, seed)) for seed in (1, 2))
@@ -359,10 +424,14 @@ def test_a_model_that_is_not_flux2(comfy, run_node):
         with_nodes(run_node, flux1, FLUX2)
 
 
-@pytest.mark.parametrize("node, sentence", [
-    (("ModelSamplingContinuousEDM", dict(sampling="edm", sigma_max=80.0, sigma_min=0.002)), "with flow sampling"),
-    (("ModelSamplingSD3", dict(shift=0.0)), "a shift above 0.0, but got 0.0"),
-], ids=lambda value: value[0])
+@pytest.mark.parametrize(
+    "node, sentence",
+    [
+        (("ModelSamplingContinuousEDM", dict(sampling="edm", sigma_max=80.0, sigma_min=0.002)), "with flow sampling"),
+        (("ModelSamplingSD3", dict(shift=0.0)), "a shift above 0.0, but got 0.0"),
+    ],
+    ids=lambda value: value[0],
+)
 def test_a_sampling_without_a_shift(klein, run_node, node, sentence):
     with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be ") as error:
         with_nodes(run_node, klein, node, FLUX2)

@@ -18,8 +18,17 @@ def klein(comfy):
     return random_klein()
 
 
-@pytest.fixture(params=["simple 8", "simple 20", "karras 8", "beta 20", "linear_quadratic 8",
-                        "KleinKitScheduler karras", "KleinKitScheduler uniform"])
+@pytest.fixture(
+    params=[
+        "simple 8",
+        "simple 20",
+        "karras 8",
+        "beta 20",
+        "linear_quadratic 8",
+        "KleinKitScheduler karras",
+        "KleinKitScheduler uniform",
+    ]
+)
 def schedule(request, run_node, klein):
     """Sigmas as a scheduler node hands them out, of ComfyUI or KleinKit."""
     kind, detail = request.param.split()
@@ -31,6 +40,7 @@ def schedule(request, run_node, klein):
 @pytest.fixture
 def calls(run_node):
     """How many positive rows the model is asked for in each step of a run; it need not answer."""
+
     def rows(model, sigmas, positive=None):
         clone, seen = model.clone(), []
 
@@ -40,9 +50,18 @@ def calls(run_node):
 
         clone.set_model_unet_function_wrapper(note)
         plain = conditioning(embeddings(TEXT_WIDTH, 1))
-        run_node("SamplerCustom", model=clone, add_noise=True, noise_seed=0, cfg=1.0, positive=positive or plain,
-                 negative=plain, sampler=run_node("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas,
-                 latent_image={"samples": torch.zeros(1, 128, 2, 2)})
+        run_node(
+            "SamplerCustom",
+            model=clone,
+            add_noise=True,
+            noise_seed=0,
+            cfg=1.0,
+            positive=positive or plain,
+            negative=plain,
+            sampler=run_node("KSamplerSelect", sampler_name="euler")[0],
+            sigmas=sigmas,
+            latent_image={"samples": torch.zeros(1, 128, 2, 2)},
+        )
         return [sum(rows for _, rows in step) for _, step in itertools.groupby(seen, key=lambda call: call[0])]
 
     return rows
@@ -56,8 +75,9 @@ def in_range(steps, start, end):
 @pytest.mark.parametrize("start, end", RANGES)
 def test_range_of_a_conditioning(klein, run_node, calls, schedule, start, end):
     plain = conditioning(embeddings(TEXT_WIDTH, 1))
-    ranged = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(TEXT_WIDTH, 3)),
-                      start=start, end=end)[0]
+    ranged = run_node(
+        "ConditioningSetTimestepRange", conditioning=conditioning(embeddings(TEXT_WIDTH, 3)), start=start, end=end
+    )[0]
     rows = calls(with_nodes(run_node, klein, FLUX2), schedule, plain + ranged)
     assert rows == [1 + fires for fires in in_range(len(schedule) - 1, start, end)]
 
@@ -85,18 +105,24 @@ def test_range_of_a_controlnet(klein, run_node, calls, schedule, start, end):
 
 @pytest.mark.parametrize("start, end", RANGES)
 def test_range_of_skip_layer_guidance_dit(klein, run_node, calls, schedule, start, end):
-    slg = ("SkipLayerGuidanceDiT", dict(double_layers="", single_layers="1", scale=2.0, start_percent=start,
-                                        end_percent=end, rescaling_scale=0.0))
+    slg = (
+        "SkipLayerGuidanceDiT",
+        dict(double_layers="", single_layers="1", scale=2.0, start_percent=start, end_percent=end, rescaling_scale=0.0),
+    )
     rows = calls(with_nodes(run_node, klein, FLUX2, slg), schedule)
     assert rows == [1 + fires for fires in in_range(len(schedule) - 1, start, end)]
 
 
 @pytest.mark.parametrize("scheduler", ["BasicScheduler", "KleinKitScheduler", "Flux2Scheduler"])
 def test_percents_of_a_piece_are_those_of_the_whole_schedule(klein, run_node, calls, scheduler):
-    ranged = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(TEXT_WIDTH, 3)),
-                      start=0.5, end=0.75)[0]
-    inputs = {"BasicScheduler": dict(model=klein, scheduler="simple", steps=8, denoise=1.0),
-              "KleinKitScheduler": scheduler_inputs(steps=8), "Flux2Scheduler": dict(steps=8, width=512, height=512)}
+    ranged = run_node(
+        "ConditioningSetTimestepRange", conditioning=conditioning(embeddings(TEXT_WIDTH, 3)), start=0.5, end=0.75
+    )[0]
+    inputs = {
+        "BasicScheduler": dict(model=klein, scheduler="simple", steps=8, denoise=1.0),
+        "KleinKitScheduler": scheduler_inputs(steps=8),
+        "Flux2Scheduler": dict(steps=8, width=512, height=512),
+    }
     sigmas = run_node(scheduler, **inputs[scheduler])[0]
     model = with_nodes(run_node, klein, FLUX2)
     plain = conditioning(embeddings(TEXT_WIDTH, 1))

@@ -12,16 +12,20 @@ STEPS = len(SIGMAS) - 1
 RULES = (
     ("KleinKitCFG", dict(schedule={"schedule": "diminishing", "cutoff": 1.0}, unguided="conditional")),
     ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0)),
-    ("KleinKitSkipLayerGuidance", dict(scale=2.0, double_layers="0", single_layers="0", start=0.0, end=1.0,
-                                       mode="attention", rescale=0.3)),
+    (
+        "KleinKitSkipLayerGuidance",
+        dict(scale=2.0, double_layers="0", single_layers="0", start=0.0, end=1.0, mode="attention", rescale=0.3),
+    ),
     ("KleinKitImageCFG", dict(image_scale=2.0)),
     ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
     ("KleinKitAdaptiveGuidance", dict(threshold=1.0)),
     ("KleinKitDynamicShift", {"shift": {"shift": "flux2"}}),
 )
 # The passes of every step, in the order in which each model runs them.
-PLACES = {model: [(step, name) for step in range(1, STEPS + 1) for name in passes]
-          for model, passes in {"klein": ("cond", "skip"), "base": ("uncond", "image")}.items()}
+PLACES = {
+    model: [(step, name) for step in range(1, STEPS + 1) for name in passes]
+    for model, passes in {"klein": ("cond", "skip"), "base": ("uncond", "image")}.items()
+}
 # The error, what is patched, the conditionings, the next run and what is kept.
 OUTCOMES = 5
 SENTENCES = {"error": "^broken on purpose$", "out of memory": "^out of memory on purpose$", "interrupt": "^$"}
@@ -42,8 +46,15 @@ def sample(comfy, prompts):
         guider.set_conds(*prompts)
         guider.set_cfg(4.0)
         try:
-            return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas.clone(),
-                                 callback=callback, disable_pbar=True, seed=0)
+            return guider.sample(
+                noise,
+                torch.zeros_like(noise),
+                comfy.samplers.sampler_object("euler"),
+                sigmas.clone(),
+                callback=callback,
+                disable_pbar=True,
+                seed=0,
+            )
         finally:
             assert guider.cfg == 4.0 and set(guider.original_conds) == {"positive", "negative"}
 
@@ -106,8 +117,9 @@ def test_nan_in_every_pass_of_every_step_is_reported(guided, base, run_node, sam
             caplog.clear()
             assert sample(breaking(guided, base, run_node, where, "nan", call)).isnan().any()
             [said] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-            assert said.startswith(f"KleinKit: NaN or infinity from the model ({name}) in step {step} of {STEPS}, at sigma "
-                                   f"{SIGMAS[step - 1]:.4g};")
+            assert said.startswith(
+                f"KleinKit: NaN or infinity from the model ({name}) in step {step} of {STEPS}, at sigma {SIGMAS[step - 1]:.4g};"
+            )
             assert "KleinKitSkipLayerGuidance" in said
             caplog.clear()
             untouched()
@@ -118,8 +130,11 @@ def test_nan_that_was_in_the_latent_is_reported(guided, sample, monkeypatch, cap
     import comfy.samplers
 
     noise = comfy.samplers.CFGGuider.inner_sample
-    monkeypatch.setattr(comfy.samplers.CFGGuider, "inner_sample",
-                        lambda self, first, *args, **kwargs: noise(self, first * float("nan"), *args, **kwargs))
+    monkeypatch.setattr(
+        comfy.samplers.CFGGuider,
+        "inner_sample",
+        lambda self, first, *args, **kwargs: noise(self, first * float("nan"), *args, **kwargs),
+    )
     sample(guided)
     assert f"NaN or infinity in the latent before step 1 of {STEPS}, at sigma 1;" in caplog.text
 
@@ -146,11 +161,19 @@ def fails_at(call, function=None):
     return failing
 
 
-@pytest.mark.parametrize("module, function, call", [
-    ("engine.sampling", "conflicts", 1), ("engine.sampling", "plan_step", 2), ("engine.sampling", "image_pass", 2),
-    ("engine.sampling", "skip_pass", 2), ("engine.sampling", "skip_options", 2), ("guidance.stack", "guide", 2),
-    ("engine.base_pass", "calc_cond_batch", 2), ("engine.run_shift", "shifted_schedule", 1),
-])
+@pytest.mark.parametrize(
+    "module, function, call",
+    [
+        ("engine.sampling", "conflicts", 1),
+        ("engine.sampling", "plan_step", 2),
+        ("engine.sampling", "image_pass", 2),
+        ("engine.sampling", "skip_pass", 2),
+        ("engine.sampling", "skip_options", 2),
+        ("guidance.stack", "guide", 2),
+        ("engine.base_pass", "calc_cond_batch", 2),
+        ("engine.run_shift", "shifted_schedule", 1),
+    ],
+)
 def test_a_fault_in_a_hook_of_ours(guided, sample, untouched, pack, monkeypatch, module, function, call):
     with monkeypatch.context() as patch:
         module = pack(module)
@@ -171,11 +194,14 @@ def others(comfy):
 
     return {
         "post CFG": lambda model, failing: model.set_model_sampler_post_cfg_function(
-            lambda args: (failing(), args["denoised"])[1]),
+            lambda args: (failing(), args["denoised"])[1]
+        ),
         "model function": lambda model, failing: model.set_model_unet_function_wrapper(
-            lambda apply, args: (failing(), apply(args["input"], args["timestep"], **args["c"]))[1]),
+            lambda apply, args: (failing(), apply(args["input"], args["timestep"], **args["c"]))[1]
+        ),
         "block": lambda model, failing: model.set_model_patch_replace(
-            lambda args, extra: (failing(), extra["original_block"](args))[1], "dit", "double_block", 0),
+            lambda args, extra: (failing(), extra["original_block"](args))[1], "dit", "double_block", 0
+        ),
         "predict noise": wrapper(WrappersMP.PREDICT_NOISE),
         "batch of passes": wrapper(WrappersMP.CALC_COND_BATCH),
     }

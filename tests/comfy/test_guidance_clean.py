@@ -64,8 +64,16 @@ class TestDistilledGuard:
     @pytest.fixture
     def load(self, run_node, models):
         def load(distilled_cfg):
-            return run_node("KleinKitLoader", diffusion_model=models["distilled"].name, text_encoder="auto", vae="auto",
-                            variant="auto", weight_dtype="default", distilled_cfg=distilled_cfg, trim_text_encoder=True)[0]
+            return run_node(
+                "KleinKitLoader",
+                diffusion_model=models["distilled"].name,
+                text_encoder="auto",
+                vae="auto",
+                variant="auto",
+                weight_dtype="default",
+                distilled_cfg=distilled_cfg,
+                trim_text_encoder=True,
+            )[0]
 
         return load
 

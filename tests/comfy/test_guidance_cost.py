@@ -106,9 +106,7 @@ def test_rows_of_a_step(klein, run_node, nodes, cfg, rows):
 
 def test_image_cfg_adds_one_pass_above_scale_1(klein, run_node):
     reference = {"reference_latents": [latent_noise(64, 64, seed=3)]}
-    conds = dict(
-        positive=conditioning(embeddings(192, 1), **reference), negative=conditioning(embeddings(192, 2), **reference)
-    )
+    conds = dict(positive=conditioning(embeddings(192, 1), **reference), negative=conditioning(embeddings(192, 2), **reference))
     for scale, rows in ((1.0, 50), (2.0, 75)):
         model = with_nodes(run_node, klein, ("KleinKitImageCFG", {"image_scale": scale}))
         assert sum(rows_of(model, 4.0, **conds).values()) == rows

@@ -78,9 +78,7 @@ def tiny(architecture):
 
 def text(seed):
     generator = torch.Generator().manual_seed(seed)
-    return conditioning(
-        torch.randn(1, 16, 64, generator=generator), pooled_output=torch.randn(1, 32, generator=generator)
-    )
+    return conditioning(torch.randn(1, 16, 64, generator=generator), pooled_output=torch.randn(1, 32, generator=generator))
 
 
 def run(model, cfg=4.0, batch=2):
@@ -130,24 +128,18 @@ class TestFlowModels:
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
     def test_a_layer_that_this_model_lacks_gives_its_range(self, comfy, run_node, architecture):
-        with pytest.raises(
-            ValueError, match="^KleinKitSkipLayerGuidance: Expected `double_layers` to be .* 0 to 1 .*got '7'"
-        ):
+        with pytest.raises(ValueError, match="^KleinKitSkipLayerGuidance: Expected `double_layers` to be .* 0 to 1 .*got '7'"):
             with_nodes(run_node, tiny(architecture), ("KleinKitSkipLayerGuidance", SKIP | {"double_layers": "7"}))
 
 
 @pytest.mark.parametrize("node", PREDICTIONS_ONLY)
 def test_models_that_predict_noise_are_refused(comfy, run_node, node):
-    with pytest.raises(
-        ValueError, match=f"^{node}: Expected `model` to be a flow matching model .*, but got BaseModel"
-    ):
+    with pytest.raises(ValueError, match=f"^{node}: Expected `model` to be a flow matching model .*, but got BaseModel"):
         with_nodes(run_node, tiny("SD15"), (node, PREDICTIONS_ONLY[node]))
 
 
 def test_skip_layer_needs_blocks(comfy, run_node):
-    with pytest.raises(
-        ValueError, match="^KleinKitSkipLayerGuidance: Expected `model` to be made of double and single blocks"
-    ):
+    with pytest.raises(ValueError, match="^KleinKitSkipLayerGuidance: Expected `model` to be made of double and single blocks"):
         with_nodes(run_node, tiny("SD15"), ("KleinKitSkipLayerGuidance", SKIP))
 
 
@@ -155,9 +147,7 @@ class TestBaseUncond:
     def test_another_architecture_is_refused(self, comfy, run_node):
         klein = random_klein()
         for base in (random_klein(single_blocks=3), tiny("Flux")):
-            with pytest.raises(
-                ValueError, match="^KleinKitBaseUncond: Expected `base_model` to be of the same architecture"
-            ):
+            with pytest.raises(ValueError, match="^KleinKitBaseUncond: Expected `base_model` to be of the same architecture"):
                 with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": base}))
 
     def test_the_same_weights_are_refused(self, comfy, run_node):
@@ -170,7 +160,5 @@ def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):
     model = with_nodes(run_node, random_klein(), ("KleinKitImageCFG", {"image_scale": 2.0}))
     noise = torch.randn(1, 128, 2, 2)
     prompt = conditioning(torch.randn(1, 16, 192))
-    with pytest.raises(
-        ValueError, match="^KleinKitImageCFG: Expected the negative conditioning to carry reference latents"
-    ):
+    with pytest.raises(ValueError, match="^KleinKitImageCFG: Expected the negative conditioning to carry reference latents"):
         comfy_run(model, SIGMAS, noise, prompt, prompt, 4.0)

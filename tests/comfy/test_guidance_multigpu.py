@@ -10,8 +10,9 @@ NODES = {
     "none": {},
     "KleinKitCFG": dict(schedule={"schedule": "diminishing", "cutoff": 0.8}, unguided="unconditional"),
     "KleinKitCFGZeroStar": dict(optimized_scale=True, zero_init_steps=1),
-    "KleinKitSkipLayerGuidance": dict(scale=2.0, double_layers="1", single_layers="1", start=0.0, end=1.0,
-                                      mode="attention", rescale=0.3),
+    "KleinKitSkipLayerGuidance": dict(
+        scale=2.0, double_layers="1", single_layers="1", start=0.0, end=1.0, mode="attention", rescale=0.3
+    ),
     "KleinKitRenorm": dict(mode="token", strength=0.7, shrink_only=False),
     "KleinKitSlerpCFG": {},
     "KleinKitImageCFG": dict(image_scale=2.0),

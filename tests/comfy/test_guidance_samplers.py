@@ -94,9 +94,7 @@ def test_half_of_the_steps_are_guided(klein, run_node, caplog, sampler, guided, 
     prompt = conditioning(embeddings(192, 1))
     comfy_run(with_nodes(run_node, klein, HALF), SIGMAS, latent_noise(32, 32), prompt, prompt, 4.0, sampler)
     print(caplog.text)
-    assert (
-        f"KleinKit: 6 steps, {2 * guided + unguided} passes (cond {guided + unguided}, uncond {guided})" in caplog.text
-    )
+    assert f"KleinKit: 6 steps, {2 * guided + unguided} passes (cond {guided + unguided}, uncond {guided})" in caplog.text
 
 
 def test_ksampler_advanced_s_slices_count_their_own_steps(klein, run_node):

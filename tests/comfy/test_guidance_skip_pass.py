@@ -72,9 +72,7 @@ def test_every_place_of_the_first_layer(klein, run_node, layers, cfg):
 
 
 def test_batch_with_prompts_in_two_calls(klein, run_node):
-    whole, tail = compare(
-        run_node, klein, conditioning(embeddings(192, 1)[:, :100]), noise=latent_noise(64, 96, batch=3)
-    )
+    whole, tail = compare(run_node, klein, conditioning(embeddings(192, 1)[:, :100]), noise=latent_noise(64, 96, batch=3))
     assert (whole, tail) == (3 * 3 * 3, 2 * 3 * 3)
 
 
@@ -99,12 +97,8 @@ def test_several_positives_run_the_whole_pass(klein, run_node):
 
 
 def test_a_positive_on_part_of_the_steps(klein, run_node):
-    (first,) = run_node(
-        "ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 1)), start=0.0, end=0.5
-    )
-    (second,) = run_node(
-        "ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 3)), start=0.5, end=1.0
-    )
+    (first,) = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 1)), start=0.0, end=0.5)
+    (second,) = run_node("ConditioningSetTimestepRange", conditioning=conditioning(embeddings(192, 3)), start=0.5, end=1.0)
     compare(run_node, klein, first + second)
 
 
@@ -115,9 +109,7 @@ def test_masks_and_areas_run_the_whole_pass(klein, run_node):
     (masked,) = run_node("ConditioningSetMask", conditioning=part, mask=mask, set_cond_area="default", strength=1.0)
     whole, tail = compare(run_node, klein, rest + masked)
     assert whole == tail
-    (area,) = run_node(
-        "ConditioningSetAreaPercentage", conditioning=part, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0
-    )
+    (area,) = run_node("ConditioningSetAreaPercentage", conditioning=part, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0)
     whole, tail = compare(run_node, klein, rest + area)
     assert whole == tail
 

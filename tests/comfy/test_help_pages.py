@@ -71,8 +71,13 @@ def test_inputs_and_defaults(schemas, pages):
 
 def test_every_choice_is_explained(schemas, pages):
     # The files of a loader are choices too.
-    missing = [(name, key, choice) for name, page in pages.items() for key, item in schemas[name].items()
-               for choice in choices(item) if "." not in choice and f"`{choice}`" not in page]
+    missing = [
+        (name, key, choice)
+        for name, page in pages.items()
+        for key, item in schemas[name].items()
+        for choice in choices(item)
+        if "." not in choice and f"`{choice}`" not in page
+    ]
     assert missing == []
 
 

@@ -28,8 +28,10 @@ def installed(comfy, models, tmp_path_factory):
         os.link(models["text_encoder"], folder / "text_encoder/model.safetensors")
         with torch.device("meta"):
             vae = AutoencoderKLFlux2().state_dict()
-        write(folder / "vae/diffusion_pytorch_model.safetensors",
-              {name: ("F32", tensor.shape) for name, tensor in vae.items() if tensor.ndim})
+        write(
+            folder / "vae/diffusion_pytorch_model.safetensors",
+            {name: ("F32", tensor.shape) for name, tensor in vae.items() if tensor.ndim},
+        )
         (folder / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline", "is_distilled": false}')
         yield base
 
@@ -37,6 +39,7 @@ def installed(comfy, models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(comfy):
     """`run_node` for the whole module."""
+
     def run(node_id, **inputs):
         node = comfy.NODE_CLASS_MAPPINGS[node_id]
         return node.execute(**inputs).result if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(**inputs)
@@ -95,22 +98,33 @@ def test_rules_survive_being_loaded_anew(installed, run):
 
 
 LORAS = {
-    "original": {"diffusion_model.double_blocks.0.img_attn.qkv": (384, 128),
-                 "diffusion_model.single_blocks.1.linear1": (1152, 128)},
-    "diffusers": {"transformer.transformer_blocks.0.attn.to_k": (128, 128),
-                  "transformer.transformer_blocks.1.attn.add_v_proj": (128, 128),
-                  "transformer.single_transformer_blocks.1.attn.to_out": (128, 512)},
+    "original": {
+        "diffusion_model.double_blocks.0.img_attn.qkv": (384, 128),
+        "diffusion_model.single_blocks.1.linear1": (1152, 128),
+    },
+    "diffusers": {
+        "transformer.transformer_blocks.0.attn.to_k": (128, 128),
+        "transformer.transformer_blocks.1.attn.add_v_proj": (128, 128),
+        "transformer.single_transformer_blocks.1.attn.to_out": (128, 512),
+    },
 }
 
 
 @pytest.mark.parametrize("names", LORAS)
 def test_lora(installed, run, ours, theirs, names):
     random = torch.Generator().manual_seed(3)
-    write(installed / f"loras/{names}.safetensors", {
-        f"{layer}.lora_{side}.weight": torch.randn(shape, generator=random) / 5
-        for layer, (rows, columns) in LORAS[names].items() for side, shape in (("B", (rows, 4)), ("A", (4, columns)))})
-    styled = [run("LoraLoaderModelOnly", model=model, lora_name=f"{names}.safetensors", strength_model=0.7)[0]
-              for model in (ours[0], theirs)]
+    write(
+        installed / f"loras/{names}.safetensors",
+        {
+            f"{layer}.lora_{side}.weight": torch.randn(shape, generator=random) / 5
+            for layer, (rows, columns) in LORAS[names].items()
+            for side, shape in (("B", (rows, 4)), ("A", (4, columns)))
+        },
+    )
+    styled = [
+        run("LoraLoaderModelOnly", model=model, lora_name=f"{names}.safetensors", strength_model=0.7)[0]
+        for model in (ours[0], theirs)
+    ]
     assert len(styled[0].patches) == len(styled[1].patches) == len(LORAS[names])
     assert torch.equal(sample(styled[0]), sample(styled[1]))
     assert not torch.equal(sample(styled[0]), sample(theirs))
@@ -134,8 +148,10 @@ def saved(run, tmp_path, monkeypatch, node_id, **inputs):
 
 
 def test_model_save(installed, run, ours, theirs, tmp_path, monkeypatch):
-    files = [saved(run, tmp_path / name, monkeypatch, "ModelSave", model=model)
-             for name, model in (("ours", ours[0]), ("theirs", theirs))]
+    files = [
+        saved(run, tmp_path / name, monkeypatch, "ModelSave", model=model)
+        for name, model in (("ours", ours[0]), ("theirs", theirs))
+    ]
     mine, other = map(load_file, files)
     assert mine.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in mine.items())
     target = installed / "diffusion_models/saved.safetensors"
@@ -162,10 +178,21 @@ def test_changed_file_is_loaded_anew_and_no_other(server, models):
     """Over the queue of a server, which keeps the outputs of nodes whose inputs and files have not changed."""
     file = server.base / "models/diffusion_models/changing-klein.safetensors"
     weights = load_file(models["base"])
-    prompt = {"1": {"class_type": "KleinKitLoader",
-                    "inputs": {"diffusion_model": file.name, "text_encoder": "auto", "vae": "auto", "variant": "auto",
-                               "weight_dtype": "default", "distilled_cfg": "ignore", "trim_text_encoder": True}},
-              "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}}}
+    prompt = {
+        "1": {
+            "class_type": "KleinKitLoader",
+            "inputs": {
+                "diffusion_model": file.name,
+                "text_encoder": "auto",
+                "vae": "auto",
+                "variant": "auto",
+                "weight_dtype": "default",
+                "distilled_cfg": "ignore",
+                "trim_text_encoder": True,
+            },
+        },
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}},
+    }
 
     def ran():
         nodes = []

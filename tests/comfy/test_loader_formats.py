@@ -20,8 +20,10 @@ def installed(comfy, models, monkeypatch, tmp_path):
     """An installation that lacks only the Klein; its folder of diffusion models."""
     base = tmp_path / "models"
     use_models(monkeypatch, base)
-    write(base / "text_encoders/tiny.safetensors",
-          qwen3(hidden=WIDTH, layers=27, heads=1, kv_heads=1, intermediate=64, vocabulary=10))
+    write(
+        base / "text_encoders/tiny.safetensors",
+        qwen3(hidden=WIDTH, layers=27, heads=1, kv_heads=1, intermediate=64, vocabulary=10),
+    )
     link_models(models, base, "vae")
     return base / "diffusion_models"
 
@@ -34,13 +36,15 @@ def weights():
 @pytest.fixture
 def check(installed, run_node):
     """`check(tensors)`: KleinKitLoader makes of a file what UNETLoader makes of it; what `info` says of its weights."""
+
     def check(tensors, metadata=None):
         write(installed / "model.safetensors", tensors, metadata)
         ours, *_, info = load(run_node, "model.safetensors")
         [theirs] = run_node("UNETLoader", unet_name="model.safetensors", weight_dtype="default")
         text = conditioning(embeddings(3 * WIDTH, 1))
-        pictures = [comfy_run(model, torch.tensor([1.0, 0.5, 0.0]), latent_noise(32, 32), text, text, 1.0)
-                    for model in (ours, theirs)]
+        pictures = [
+            comfy_run(model, torch.tensor([1.0, 0.5, 0.0]), latent_noise(32, 32), text, text, 1.0) for model in (ours, theirs)
+        ]
         assert pictures[0].std() > 0
         assert torch.equal(*pictures)
         return info.split(", ")[1]
@@ -49,14 +53,22 @@ def check(installed, run_node):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-@pytest.mark.parametrize("dtype, name", [(torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16"),
-                                         (torch.float8_e4m3fn, "fp8_e4m3fn")])
+@pytest.mark.parametrize(
+    "dtype, name",
+    [(torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float8_e4m3fn, "fp8_e4m3fn")],
+)
 def test_plain(check, weights, prefix, dtype, name):
     assert check({prefix + key: tensor.to(dtype) for key, tensor in weights.items()}) == name
 
 
-NAMES = {"float8_e4m3fn": "fp8 scaled", "float8_e5m2": "fp8 scaled", "mxfp8": "fp8 scaled", "nvfp4": "nvfp4",
-         "int8_tensorwise": "int8", "convrot_w4a4": "convrot_w4a4"}
+NAMES = {
+    "float8_e4m3fn": "fp8 scaled",
+    "float8_e5m2": "fp8 scaled",
+    "mxfp8": "fp8 scaled",
+    "nvfp4": "nvfp4",
+    "int8_tensorwise": "int8",
+    "convrot_w4a4": "convrot_w4a4",
+}
 
 
 def test_quantisations(check, weights):
@@ -80,8 +92,7 @@ def test_width_of_a_quantised_text_input(comfy, tmp_path, weights):
 
 def test_quantisation_in_the_metadata(check, weights):
     tensors = quantised(weights, "float8_e4m3fn")
-    layers = {key.removesuffix(".comfy_quant"): {"format": "float8_e4m3fn"}
-              for key in tensors if key.endswith(".comfy_quant")}
+    layers = {key.removesuffix(".comfy_quant"): {"format": "float8_e4m3fn"} for key in tensors if key.endswith(".comfy_quant")}
     tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(".comfy_quant")}
     assert check(tensors, {"_quantization_metadata": json.dumps({"layers": layers})}) == "float8_e4m3fn"
 

@@ -21,21 +21,30 @@ def installed(comfy, models, monkeypatch, tmp_path):
     return base
 
 
-@pytest.mark.parametrize("name, variant, expected", [
-    (BASE, "auto", (50, 4.0)), (DISTILLED, "auto", (4, 1.0)), (KV, "auto", (4, 1.0)),
-    (BASE, "distilled", (4, 1.0)), (DISTILLED, "base", (50, 4.0)),
-])
+@pytest.mark.parametrize(
+    "name, variant, expected",
+    [
+        (BASE, "auto", (50, 4.0)),
+        (DISTILLED, "auto", (4, 1.0)),
+        (KV, "auto", (4, 1.0)),
+        (BASE, "distilled", (4, 1.0)),
+        (DISTILLED, "base", (50, 4.0)),
+    ],
+)
 def test_steps_and_cfg_of_the_variant(installed, run_node, name, variant, expected):
     assert load(run_node, name, variant=variant)[3:5] == expected
 
 
-@pytest.mark.parametrize("name, variant, words", [
-    (BASE, "auto", "Variant: base, its name says base; 50 steps and cfg 4."),
-    (DISTILLED, "auto", "Variant: distilled, its metadata say so; 4 steps and cfg 1."),
-    (DISTILLED, "base", "Variant: base, as `variant` says; 50 steps and cfg 4."),
-    (KV, "auto", "For edits put ComfyUI's FluxKVCache node behind the model."),
-    (BASE, "auto", "Text encoder: qwen_3_nano.safetensors (chosen by auto), Qwen3 of width 64, fp16, 27 of its 36 "),
-])
+@pytest.mark.parametrize(
+    "name, variant, words",
+    [
+        (BASE, "auto", "Variant: base, its name says base; 50 steps and cfg 4."),
+        (DISTILLED, "auto", "Variant: distilled, its metadata say so; 4 steps and cfg 1."),
+        (DISTILLED, "base", "Variant: base, as `variant` says; 50 steps and cfg 4."),
+        (KV, "auto", "For edits put ComfyUI's FluxKVCache node behind the model."),
+        (BASE, "auto", "Text encoder: qwen_3_nano.safetensors (chosen by auto), Qwen3 of width 64, fp16, 27 of its 36 "),
+    ],
+)
 def test_info(installed, run_node, caplog, name, variant, words):
     caplog.set_level("INFO")
     info = load(run_node, name, variant=variant)[5]

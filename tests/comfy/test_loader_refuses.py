@@ -32,6 +32,7 @@ def installed(comfy, models, monkeypatch, tmp_path):
 @pytest.fixture
 def refused(installed, run_node, monkeypatch):
     """`refused(…)`: the sentence with which the node refuses these inputs, having read no tensor and loaded nothing."""
+
     def refused(diffusion_model="flux-2-klein-4b.safetensors", **inputs):
         from comfy import model_management
 
@@ -48,26 +49,47 @@ def refused(installed, run_node, monkeypatch):
     return refused
 
 
-@pytest.mark.parametrize("inputs, words", [
-    (dict(text_encoder="qwen_3_8b.safetensors"),
-     ["Expected `text_encoder` to be a Qwen3 of width 2560", "flux-2-klein-4b.safetensors (FLUX.2 [klein] 4B",
-      "qwen_3_8b.safetensors is Qwen3 of width 4096", "these fit: qwen_3_4b.safetensors"]),
-    (dict(diffusion_model="flux-2-klein-9b.safetensors", text_encoder="qwen_3_4b.safetensors"),
-     ["width 4096", "FLUX.2 [klein] 9B", "qwen_3_4b.safetensors is Qwen3 of width 2560",
-      "these fit: qwen_3_8b.safetensors"]),
-    (dict(vae="ae.safetensors"), ["Expected `vae` to be FLUX.2's VAE", "ae.safetensors is FLUX.1's",
-                                  "these fit: flux2-vae.safetensors"]),
-    (dict(vae="sdxl_vae.safetensors"), ["sdxl_vae.safetensors is Stable Diffusion 1's or SDXL's VAE"]),
-])
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        (
+            dict(text_encoder="qwen_3_8b.safetensors"),
+            [
+                "Expected `text_encoder` to be a Qwen3 of width 2560",
+                "flux-2-klein-4b.safetensors (FLUX.2 [klein] 4B",
+                "qwen_3_8b.safetensors is Qwen3 of width 4096",
+                "these fit: qwen_3_4b.safetensors",
+            ],
+        ),
+        (
+            dict(diffusion_model="flux-2-klein-9b.safetensors", text_encoder="qwen_3_4b.safetensors"),
+            [
+                "width 4096",
+                "FLUX.2 [klein] 9B",
+                "qwen_3_4b.safetensors is Qwen3 of width 2560",
+                "these fit: qwen_3_8b.safetensors",
+            ],
+        ),
+        (
+            dict(vae="ae.safetensors"),
+            ["Expected `vae` to be FLUX.2's VAE", "ae.safetensors is FLUX.1's", "these fit: flux2-vae.safetensors"],
+        ),
+        (dict(vae="sdxl_vae.safetensors"), ["sdxl_vae.safetensors is Stable Diffusion 1's or SDXL's VAE"]),
+    ],
+)
 def test_pair_that_does_not_fit(refused, inputs, words):
     sentence = refused(**inputs)
     for word in words:
         assert word in sentence
 
 
-@pytest.mark.parametrize("folder, name, official", [
-    ("text_encoders", "text_encoder", "qwen_3_4b.safetensors"), ("vae", "vae", "flux2-vae.safetensors"),
-])
+@pytest.mark.parametrize(
+    "folder, name, official",
+    [
+        ("text_encoders", "text_encoder", "qwen_3_4b.safetensors"),
+        ("vae", "vae", "flux2-vae.safetensors"),
+    ],
+)
 def test_nothing_installed_that_fits(refused, installed, folder, name, official):
     (installed / folder / official).unlink()
     sentence = refused()
@@ -106,10 +128,15 @@ def test_klein_in_another_input(refused, installed, role, folder):
     assert f"Expected `{role}` to be" in sentence and "klein.safetensors is FLUX.2 [klein] 4B" in sentence
 
 
-
 def two_tensors(offsets):
-    header = b"".join([b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, ',
-                       b'"b": {"dtype": "F32", "shape": [2], "data_offsets": ', offsets, b"}}"])
+    header = b"".join(
+        [
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, ',
+            b'"b": {"dtype": "F32", "shape": [2], "data_offsets": ',
+            offsets,
+            b"}}",
+        ]
+    )
     return struct.pack("<Q", len(header)) + header
 
 
@@ -124,11 +151,14 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("role, folder, small", [
-    ("diffusion_model", "diffusion_models", klein(hidden=128, double_blocks=1, single_blocks=1)),
-    ("text_encoder", "text_encoders", {"model.layers.0.input_layernorm.weight": ("F32", (64,))}),
-    ("vae", "vae", {"decoder.conv_in.weight": ("F32", (8, 32, 3, 3))}),
-])
+@pytest.mark.parametrize(
+    "role, folder, small",
+    [
+        ("diffusion_model", "diffusion_models", klein(hidden=128, double_blocks=1, single_blocks=1)),
+        ("text_encoder", "text_encoders", {"model.layers.0.input_layernorm.weight": ("F32", (64,))}),
+        ("vae", "vae", {"decoder.conv_in.weight": ("F32", (8, 32, 3, 3))}),
+    ],
+)
 @pytest.mark.parametrize("damage", BAD)
 def test_bad_file(refused, installed, role, folder, small, damage):
     harm, words = BAD[damage]
@@ -174,10 +204,14 @@ def test_permission_denied(refused, open_to_all):
     assert "mine.safetensors cannot be opened: permission denied" in sentence
 
 
-@pytest.mark.parametrize("role, folder, tensors", [
-    ("diffusion_model", "diffusion_models", klein()), ("text_encoder", "text_encoders", qwen3()),
-    ("vae", "vae", flux2_vae()),
-])
+@pytest.mark.parametrize(
+    "role, folder, tensors",
+    [
+        ("diffusion_model", "diffusion_models", klein()),
+        ("text_encoder", "text_encoders", qwen3()),
+        ("vae", "vae", flux2_vae()),
+    ],
+)
 def test_link_out_of_the_models_folders(refused, installed, role, folder, tensors):
     outside = write(installed.parent / "elsewhere/secret.safetensors", tensors)
     os.symlink(outside, installed / folder / "link.safetensors")
@@ -200,7 +234,7 @@ def test_link_to_nothing(refused, installed):
 def folder(installed):
     """A diffusers folder of holes, its text encoder in two shards."""
     folder, tensors = installed / "diffusers/klein", list(qwen3().items())
-    shards = {f"model-0000{i + 1}-of-00002.safetensors": dict(tensors[i * 200:][:200]) for i in (0, 1)}
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": dict(tensors[i * 200 :][:200]) for i in (0, 1)}
     for shard, entries in shards.items():
         write(folder / "text_encoder" / shard, entries)
     index = {"weight_map": {key: shard for shard, entries in shards.items() for key in entries}}
@@ -211,9 +245,14 @@ def folder(installed):
     return folder
 
 
-@pytest.mark.parametrize("missing", ["text_encoder/model-00001-of-00002.safetensors",
-                                     "text_encoder/model-00002-of-00002.safetensors",
-                                     "vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model-00002-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
+)
 def test_missing_shard(refused, folder, missing):
     (folder / missing).unlink()
     assert f"{Path(missing).name} does not exist" in refused("klein/model_index.json")

@@ -28,9 +28,13 @@ def weights(hidden=2560, layers=36, vocabulary=VOCABULARY):
     """Random weights of a Qwen3, float16; without its embeddings when the vocabulary is None."""
     random = torch.Generator().manual_seed(0)
     shapes = qwen3(hidden=hidden, layers=layers, heads=1, kv_heads=1, intermediate=64, vocabulary=vocabulary)
-    return {name: torch.ones(shape, dtype=torch.float16) if len(shape) == 1
-            else (torch.randn(shape, generator=random) / shape[1]**0.5).half()
-            for name, (_, shape) in shapes.items() if None not in shape}
+    return {
+        name: torch.ones(shape, dtype=torch.float16)
+        if len(shape) == 1
+        else (torch.randn(shape, generator=random) / shape[1] ** 0.5).half()
+        for name, (_, shape) in shapes.items()
+        if None not in shape
+    }
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,10 @@ def installed(comfy, models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_models(patch, base)
         for size, hidden in (("4b", 2560), ("9b", 4096)):
-            write(base / f"diffusion_models/flux-2-klein-{size}.safetensors",
-                  klein(hidden=128, double_blocks=1, single_blocks=1, text_width=3 * hidden, dtype="F32"))
+            write(
+                base / f"diffusion_models/flux-2-klein-{size}.safetensors",
+                klein(hidden=128, double_blocks=1, single_blocks=1, text_width=3 * hidden, dtype="F32"),
+            )
         link_models(models, base, "vae")
         yield base / "text_encoders"
 
@@ -52,19 +58,22 @@ def file(installed):
     from comfy.text_encoders.flux import KleinTokenizer
 
     tokenizer, random = KleinTokenizer(), torch.Generator().manual_seed(1)
-    tokens = {token for prompt in PROMPTS.values()
-              for token, _ in tokenizer.tokenize_with_weights(prompt)["qwen3_4b"][0]}
+    tokens = {token for prompt in PROMPTS.values() for token, _ in tokenizer.tokenize_with_weights(prompt)["qwen3_4b"][0]}
     rows = {token: torch.randn(2560, generator=random).half() for token in sorted(tokens)}
-    return write(installed / "qwen_3_4b.safetensors", {EMBEDDINGS: ("F16", (151936, 2560)), **weights(vocabulary=None)},
-                 rows={EMBEDDINGS: rows})
+    return write(
+        installed / "qwen_3_4b.safetensors",
+        {EMBEDDINGS: ("F16", (151936, 2560)), **weights(vocabulary=None)},
+        rows={EMBEDDINGS: rows},
+    )
 
 
 def reference(file, kind="qwen3_4b", **config):
     """The text encoder that CLIPLoader makes of a file for FLUX.2, told how tiny it is."""
     import comfy.sd
 
-    return comfy.sd.load_clip([str(file)], clip_type=comfy.sd.CLIPType.FLUX2,
-                              model_options={f"{kind}_model_config": CONFIG | config})
+    return comfy.sd.load_clip(
+        [str(file)], clip_type=comfy.sd.CLIPType.FLUX2, model_options={f"{kind}_model_config": CONFIG | config}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +129,11 @@ def test_unused_layers_are_neither_read_nor_kept(file, loader, monkeypatch):
 def test_unused_layers_do_not_run(ours, theirs):
     def layers(clip):
         ran = []
-        hooks = [module.register_forward_hook(lambda module, *_: ran.append(module))
-                 for name, module in clip.cond_stage_model.named_modules() if re.search(r"\.layers\.\d+$", name)]
+        hooks = [
+            module.register_forward_hook(lambda module, *_: ran.append(module))
+            for name, module in clip.cond_stage_model.named_modules()
+            if re.search(r"\.layers\.\d+$", name)
+        ]
         embed(clip, {"qwen3_4b": TOKENS})
         for hook in hooks:
             hook.remove()
@@ -189,8 +201,10 @@ def test_bit_equal_in_comfyuis_quantisations(installed, loader):
 def test_language_part_of_qwen3_vl(installed, loader, prefix):
     tensors, tokens = weights(layers=28), {"qwen3_4b": TOKENS}
     plain = write(installed / "plain.safetensors", tensors)
-    visual = {"model.visual.deepstack_merger_list.0.norm.weight": torch.ones(64, dtype=torch.float16),
-              "model.visual.merger.linear_fc2.weight": torch.ones(2560, 64, dtype=torch.float16)}
+    visual = {
+        "model.visual.deepstack_merger_list.0.norm.weight": torch.ones(64, dtype=torch.float16),
+        "model.visual.merger.linear_fc2.weight": torch.ones(2560, 64, dtype=torch.float16),
+    }
     renamed = {key.replace("model.", prefix, 1): tensor for key, tensor in tensors.items()}
     _, clip, *_, info = loader(write(installed / "vl.safetensors", renamed | visual))
     assert "Qwen3-VL of width 2560" in info
@@ -208,12 +222,24 @@ def test_last_layer_has_no_effect_as_in_comfyui(ours, theirs, run_node):
 def test_lora_on_the_encoder(installed, ours, theirs, run_node):
     random, layer = torch.Generator().manual_seed(2), "text_encoders.qwen3_4b.transformer.model.layers.{}.mlp.up_proj"
     # It trains an unused layer too.
-    write(installed.parent / "loras/style.safetensors", {
-        f"{layer.format(number)}.{side}.weight": torch.randn(shape, generator=random) / 10
-        for number in (3, 26, 30) for side, shape in (("lora_up", (64, 4)), ("lora_down", (4, 2560)))})
+    write(
+        installed.parent / "loras/style.safetensors",
+        {
+            f"{layer.format(number)}.{side}.weight": torch.randn(shape, generator=random) / 10
+            for number in (3, 26, 30)
+            for side, shape in (("lora_up", (64, 4)), ("lora_down", (4, 2560)))
+        },
+    )
     tokens = {"qwen3_4b": TOKENS}
-    styled = [embed(run_node("LoraLoader", model=None, clip=clip, lora_name="style.safetensors",
-                             strength_model=0.0, strength_clip=0.8)[1], tokens) for clip in (ours, theirs)]
+    styled = [
+        embed(
+            run_node("LoraLoader", model=None, clip=clip, lora_name="style.safetensors", strength_model=0.0, strength_clip=0.8)[
+                1
+            ],
+            tokens,
+        )
+        for clip in (ours, theirs)
+    ]
     assert torch.equal(*styled)
     assert not torch.equal(styled[0], embed(ours, tokens))
 
@@ -225,6 +251,8 @@ def test_generating_text_needs_all_layers(ours, run_node):
 
 def test_untrimmed_generates_as_clip_loaders_does(file, loader, theirs, run_node):
     whole = loader(file, trim_text_encoder=False)[1]
-    texts = [run_node("TextGenerate", clip=clip, prompt=PROMPTS["short"], max_length=3,
-                      sampling_mode={"sampling_mode": "off"}) for clip in (whole, theirs)]
+    texts = [
+        run_node("TextGenerate", clip=clip, prompt=PROMPTS["short"], max_length=3, sampling_mode={"sampling_mode": "off"})
+        for clip in (whole, theirs)
+    ]
     assert texts[0] == texts[1]

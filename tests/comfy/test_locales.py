@@ -22,8 +22,12 @@ def texts(node):
     for index, (output, name, kind) in enumerate(zip(schema.outputs, node.RETURN_NAMES, node.RETURN_TYPES)):
         # The editor itself translates a name that is the type.
         outputs[str(index)] = ({"name": name} if name != kind else {}) | {"tooltip": output.tooltip}
-    return {"display_name": schema.display_name, "description": schema.description,
-            **({"inputs": inputs} if inputs else {}), "outputs": outputs}
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        **({"inputs": inputs} if inputs else {}),
+        "outputs": outputs,
+    }
 
 
 def of_inputs(items, prefix=""):

@@ -26,18 +26,29 @@ def scenes():
 @pytest.fixture(scope="module")
 def family(comfy, models, run_node):
     """`{role: (model by UNETLoader, CLIP and VAE by KleinKitLoader)}`."""
-    return {role: (*run_node("UNETLoader", unet_name=models[role].name, weight_dtype="default"),
-                   *run_node("KleinKitLoader", diffusion_model=models[role].name, text_encoder="auto", vae="auto",
-                             variant="auto", weight_dtype="default", distilled_cfg="ignore", trim_text_encoder=True)[1:3])
-            for role in ("base", "distilled")}
+    return {
+        role: (
+            *run_node("UNETLoader", unet_name=models[role].name, weight_dtype="default"),
+            *run_node(
+                "KleinKitLoader",
+                diffusion_model=models[role].name,
+                text_encoder="auto",
+                vae="auto",
+                variant="auto",
+                weight_dtype="default",
+                distilled_cfg="ignore",
+                trim_text_encoder=True,
+            )[1:3],
+        )
+        for role in ("base", "distilled")
+    }
 
 
 @pytest.fixture(scope="module")
 def texts(family, run_node, scenes):
     """Embeddings of the prompts [12, 512, 192], and of the empty one."""
     clip = family["base"][1]
-    *encoded, empty = (run_node("CLIPTextEncode", clip=clip, text=text)[0][0][0]
-                       for text in [*map(world.prompt, scenes), ""])
+    *encoded, empty = (run_node("CLIPTextEncode", clip=clip, text=text)[0][0][0] for text in [*map(world.prompt, scenes), ""])
     return torch.cat(encoded), empty.expand(COUNT, -1, -1)
 
 
@@ -53,6 +64,7 @@ def sigmas_of(run_node, steps):
 @pytest.fixture(scope="module")
 def right(family, texts, noise, scenes, run_node):
     """The share of right attributes at a role, cfg and number of steps."""
+
     def share(role, cfg, steps):
         latent = comfy_run(family[role][0], sigmas_of(run_node, steps), noise, *map(conditioning, texts), cfg)
         return metrics.adherence(metrics.from_signed(pictures(latent.flatten(2).transpose(1, 2))), scenes)["all"]

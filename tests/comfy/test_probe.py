@@ -16,8 +16,10 @@ SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.0])
 LATE = ("KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.5}, unguided="conditional"))
 NEGATIVE = ("KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.0}, unguided="unconditional"))
 ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1))
-SKIP = ("KleinKitSkipLayerGuidance",
-        dict(scale=2.0, double_layers="", single_layers="0", start=0.0, end=0.5, mode="block", rescale=0.0))
+SKIP = (
+    "KleinKitSkipLayerGuidance",
+    dict(scale=2.0, double_layers="", single_layers="0", start=0.0, end=0.5, mode="block", rescale=0.0),
+)
 RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=False))
 SLERP = ("KleinKitSlerpCFG", {})
 BLOCKS = 1 + 2
@@ -31,6 +33,7 @@ def klein(comfy):
 @pytest.fixture
 def probed(run_node, klein):
     """A model with a probe between guidance nodes, and the probe."""
+
     def probed(before=(), after=(), model=klein):
         model, probe = run_node("KleinKitProbe", model=with_nodes(run_node, model, *before))
         return with_nodes(run_node, model, *after), probe
@@ -51,10 +54,19 @@ def column(probe, name, number=-1):
     return [call[name] for call in probe.runs[number].calls]
 
 
-@pytest.mark.parametrize("nodes, cfg, sampler, batch", [
-    ((), 4.0, "euler", 1), ((), 1.0, "euler", 2), ((), 0.0, "euler", 1), ((), 4.0, "heun", 2), ((), 4.0, "euler_cfg_pp", 1),
-    ((LATE, ZERO_STAR, SKIP, RENORM), 4.0, "euler", 2), ((NEGATIVE,), 4.0, "euler", 1),
-], ids=str)
+@pytest.mark.parametrize(
+    "nodes, cfg, sampler, batch",
+    [
+        ((), 4.0, "euler", 1),
+        ((), 1.0, "euler", 2),
+        ((), 0.0, "euler", 1),
+        ((), 4.0, "heun", 2),
+        ((), 4.0, "euler_cfg_pp", 1),
+        ((LATE, ZERO_STAR, SKIP, RENORM), 4.0, "euler", 2),
+        ((NEGATIVE,), 4.0, "euler", 1),
+    ],
+    ids=str,
+)
 def test_the_latent_is_the_same(run_node, klein, probed, nodes, cfg, sampler, batch):
     expected = run(with_nodes(run_node, klein, *nodes), cfg, sampler, batch)
     for before, after in ((nodes, ()), ((), nodes)):
@@ -63,15 +75,19 @@ def test_the_latent_is_the_same(run_node, klein, probed, nodes, cfg, sampler, ba
         assert probe.runs[0].calls
 
 
-@pytest.mark.parametrize("nodes, cfg, wanted", [
-    ((), 4.0, {"cfg": [4] * 4, "passes": [2] * 4, "blocks": [6] * 4}),
-    ((), 1.0, {"cfg": [1] * 4, "passes": [1] * 4, "blocks": [3] * 4}),
-    ((LATE,), 4.0, {"cfg": [4, 4, 1, 1], "passes": [2, 2, 1, 1], "blocks": [6, 6, 3, 3]}),
-    ((NEGATIVE,), 4.0, {"cfg": [0] * 4, "passes": [1] * 4, "blocks": [3] * 4}),
-    ((ZERO_STAR,), 4.0, {"cfg": [None, 4, 4, 4], "passes": [0, 2, 2, 2], "blocks": [0, 6, 6, 6]}),
-    # The skip pass runs the block behind the skipped one alone.
-    ((SKIP,), 4.0, {"cfg": [4] * 4, "passes": [3, 3, 2, 2], "blocks": [7, 7, 6, 6]}),
-], ids=str)
+@pytest.mark.parametrize(
+    "nodes, cfg, wanted",
+    [
+        ((), 4.0, {"cfg": [4] * 4, "passes": [2] * 4, "blocks": [6] * 4}),
+        ((), 1.0, {"cfg": [1] * 4, "passes": [1] * 4, "blocks": [3] * 4}),
+        ((LATE,), 4.0, {"cfg": [4, 4, 1, 1], "passes": [2, 2, 1, 1], "blocks": [6, 6, 3, 3]}),
+        ((NEGATIVE,), 4.0, {"cfg": [0] * 4, "passes": [1] * 4, "blocks": [3] * 4}),
+        ((ZERO_STAR,), 4.0, {"cfg": [None, 4, 4, 4], "passes": [0, 2, 2, 2], "blocks": [0, 6, 6, 6]}),
+        # The skip pass runs the block behind the skipped one alone.
+        ((SKIP,), 4.0, {"cfg": [4] * 4, "passes": [3, 3, 2, 2], "blocks": [7, 7, 6, 6]}),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("batch", (1, 3))
 def test_cfg_passes_and_blocks(probed, nodes, cfg, wanted, batch):
     model, probe = probed(after=nodes)
@@ -87,8 +103,13 @@ def watched(model):
     seen, clone = [], model.clone()
 
     def note(args):
-        seen.append({name: args[name].double().numpy() for name in ("input", "cond_denoised", "uncond_denoised", "sigma")
-                     if args[name] is not None})
+        seen.append(
+            {
+                name: args[name].double().numpy()
+                for name in ("input", "cond_denoised", "uncond_denoised", "sigma")
+                if args[name] is not None
+            }
+        )
         return args["denoised"]
 
     clone.set_model_sampler_post_cfg_function(note)
@@ -103,17 +124,26 @@ def test_the_measures_by_their_formulas(probed, klein):
         sigma = step["sigma"].reshape(-1, 1)
         c, u = (((step["input"] - step[name]).reshape(2, -1)) / sigma for name in ("cond_denoised", "uncond_denoised"))
         dot, sizes = (c * u).sum(1), [np.sqrt((v * v).sum(1)) for v in (c, u)]
-        expected = {"cond_norm": sizes[0].mean(), "uncond_norm": sizes[1].mean(),
-                    "cosine": (dot / sizes[0] / sizes[1]).min(), "alpha": (dot / sizes[1] ** 2).mean(),
-                    # Renorm gives the guided velocity the norm of the positive one.
-                    "norm_ratio": 1.0}
+        expected = {
+            "cond_norm": sizes[0].mean(),
+            "uncond_norm": sizes[1].mean(),
+            "cosine": (dot / sizes[0] / sizes[1]).min(),
+            "alpha": (dot / sizes[1] ** 2).mean(),
+            # Renorm gives the guided velocity the norm of the positive one.
+            "norm_ratio": 1.0,
+        }
         assert {name: call[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("nodes, cfg, missing", [
-    ((), 1.0, {"uncond_norm", "cosine", "alpha"}), ((NEGATIVE,), 4.0, {"cond_norm", "cosine", "alpha", "norm_ratio"}),
-    ((), 4.0, set()),
-], ids=["negative", "positive", "nothing"])
+@pytest.mark.parametrize(
+    "nodes, cfg, missing",
+    [
+        ((), 1.0, {"uncond_norm", "cosine", "alpha"}),
+        ((NEGATIVE,), 4.0, {"cond_norm", "cosine", "alpha", "norm_ratio"}),
+        ((), 4.0, set()),
+    ],
+    ids=["negative", "positive", "nothing"],
+)
 def test_what_did_not_run_is_null(probed, nodes, cfg, missing):
     model, probe = probed(after=nodes)
     run(model, cfg)
@@ -126,7 +156,13 @@ def test_a_zero_step_measures_nothing(probed):
     run(model)
     first, *others = probe.runs[0].calls
     assert {name for name, value in first.items() if value is None} == {
-        "cfg", "cond_norm", "uncond_norm", "cosine", "alpha", "norm_ratio"}
+        "cfg",
+        "cond_norm",
+        "uncond_norm",
+        "cosine",
+        "alpha",
+        "norm_ratio",
+    }
     assert all(None not in call.values() for call in others)
 
 
@@ -157,8 +193,19 @@ def test_ksampler_and_sampler_custom_advanced(run_node, probed):
     positive, negative = text(1), text(2)
     latent = {"samples": torch.zeros(1, 128, 4, 4)}
     model, probe = probed()
-    run_node("KSampler", model=model, seed=1, steps=3, cfg=3.0, sampler_name="euler", scheduler="simple", positive=positive,
-             negative=negative, latent_image=latent, denoise=1.0)
+    run_node(
+        "KSampler",
+        model=model,
+        seed=1,
+        steps=3,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        denoise=1.0,
+    )
     assert column(probe, "cfg") == [3.0] * 3
     [guider] = run_node("BasicGuider", model=model, conditioning=positive)
     [noise], [sampler] = run_node("RandomNoise", noise_seed=1), run_node("KSamplerSelect", sampler_name="euler")

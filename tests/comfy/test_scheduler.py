@@ -6,8 +6,14 @@ import torch
 from sigmas import scheduler_inputs
 
 LIMIT = 1e-6
-SHIFTS = [{"shift": "flux2"}, {"shift": "flux2_continuous"}, {"shift": "flux1", "base_shift": 0.5, "max_shift": 1.15},
-          {"shift": "fixed", "mu": 1.15}, {"shift": "linear", "linear_shift": 3.0}, {"shift": "none"}]
+SHIFTS = [
+    {"shift": "flux2"},
+    {"shift": "flux2_continuous"},
+    {"shift": "flux1", "base_shift": 0.5, "max_shift": 1.15},
+    {"shift": "fixed", "mu": 1.15},
+    {"shift": "linear", "linear_shift": 3.0},
+    {"shift": "none"},
+]
 SPACINGS = ("uniform", "karras", "exponential", "beta", "linear_quadratic")
 
 
@@ -21,8 +27,9 @@ def agree(given, wanted):
     assert (given - wanted).abs().max() <= LIMIT
 
 
-@pytest.mark.parametrize("width, height", [(16, 16), (512, 768), (1024, 1024), (1040, 1024), (1088, 1024), (2048, 1536),
-                                           (4096, 4096)])
+@pytest.mark.parametrize(
+    "width, height", [(16, 16), (512, 768), (1024, 1024), (1040, 1024), (1088, 1024), (2048, 1536), (4096, 4096)]
+)
 def test_flux2_scheduler(klein, run_node, width, height):
     for steps in (1, 2, 4, 20, 50, 128):
         theirs = run_node("Flux2Scheduler", steps=steps, width=width, height=height)[0]
@@ -64,11 +71,19 @@ def test_the_latent_of_comfyui(klein, run_node):
     assert torch.equal(klein(latent=latent)[0], klein(width=1248, height=832)[0])
 
 
-@pytest.mark.parametrize("shape, whose", [
-    ((1, 4, 64, 64), "Stable Diffusion 1.5 or SDXL"), ((2, 16, 64, 64), "FLUX.1"), ((1, 16, 9, 60, 104), "Wan 2.1"),
-    ((1, 48, 9, 60, 104), "Wan 2.2"), ((1, 128, 9, 16, 16), "LTX-Video"), ((1, 32, 64, 64), "another model"),
-    ((128, 64), "another model"), ((64,), "another model"),
-])
+@pytest.mark.parametrize(
+    "shape, whose",
+    [
+        ((1, 4, 64, 64), "Stable Diffusion 1.5 or SDXL"),
+        ((2, 16, 64, 64), "FLUX.1"),
+        ((1, 16, 9, 60, 104), "Wan 2.1"),
+        ((1, 48, 9, 60, 104), "Wan 2.2"),
+        ((1, 128, 9, 16, 16), "LTX-Video"),
+        ((1, 32, 64, 64), "another model"),
+        ((128, 64), "another model"),
+        ((64,), "another model"),
+    ],
+)
 def test_the_latent_of_another_model(klein, shape, whose):
     with pytest.raises(ValueError, match=r"^KleinKitScheduler: Expected `latent` to be a FLUX\.2 latent") as error:
         klein(latent={"samples": torch.zeros(1).expand(shape)})
@@ -86,18 +101,22 @@ def test_every_size_and_step_count_that_comfyui_allows(klein, shift, spacing):
                 assert (np.diff(sigmas) < 0).all()
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    ({"steps": 0}, "`steps` to be a whole number between 1 and 10000, but got 0."),
-    ({"width": 1000}, "`width` to be a multiple of 16, but got 1000."),
-    ({"height": 32768}, "`height` to be a whole number between 16 and 16384, but got 32768."),
-    ({"denoise": 1.5}, "`denoise` to be a number between 0.0 and 1.0, but got 1.5."),
-    ({"denoise": 1e-6}, "`denoise` to be 0.0, or between 0.0001 and 1.0, but got 1e-06."),
-    ({"denoise_mode": "sigmas"}, "`denoise_mode` to be one of ksampler, strength, sigma, but got 'sigmas'."),
-    ({"spacing": "simple"}, "`spacing` to be one of uniform, karras, exponential, beta, linear_quadratic"),
-    ({"shift": {"shift": "flux3"}}, "`shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
-    ({"shift": {"shift": "fixed", "mu": 99.0}}, "`shift.mu` to be a number between -20.0 and 20.0, but got 99.0."),
-    ({"terminal": 0.5, "denoise": 0.3, "denoise_mode": "sigma"}, "`terminal` to be below the first sigma (0.3)"),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"steps": 0}, "`steps` to be a whole number between 1 and 10000, but got 0."),
+        ({"width": 1000}, "`width` to be a multiple of 16, but got 1000."),
+        ({"height": 32768}, "`height` to be a whole number between 16 and 16384, but got 32768."),
+        ({"denoise": 1.5}, "`denoise` to be a number between 0.0 and 1.0, but got 1.5."),
+        ({"denoise": 1e-6}, "`denoise` to be 0.0, or between 0.0001 and 1.0, but got 1e-06."),
+        ({"denoise_mode": "sigmas"}, "`denoise_mode` to be one of ksampler, strength, sigma, but got 'sigmas'."),
+        ({"spacing": "simple"}, "`spacing` to be one of uniform, karras, exponential, beta, linear_quadratic"),
+        ({"shift": {"shift": "flux3"}}, "`shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
+        ({"shift": {"shift": "fixed", "mu": 99.0}}, "`shift.mu` to be a number between -20.0 and 20.0, but got 99.0."),
+        ({"terminal": 0.5, "denoise": 0.3, "denoise_mode": "sigma"}, "`terminal` to be below the first sigma (0.3)"),
+    ],
+    ids=str,
+)
 def test_settings_that_do_not_fit(klein, changes, sentence):
     with pytest.raises(ValueError) as error:
         klein(**changes)

@@ -37,8 +37,23 @@ def run(folder, tier, report):
     """Run a folder of tests; what became of each."""
     # They start `python main.py`.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    subprocess.run([sys.executable, "-m", "pytest", tier, "-q", "-p", "no:cacheprovider", "-o", "addopts=",
-                    f"--junitxml={report}", *TIERS[tier]], cwd=folder, env=os.environ | {"PATH": path})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            tier,
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "addopts=",
+            f"--junitxml={report}",
+            *TIERS[tier],
+        ],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+    )
     return outcomes(report)
 
 

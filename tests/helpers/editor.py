@@ -17,7 +17,8 @@ def body(page, node):
 
 def click_widget(page, node, name):
     """Click the middle of a widget in the classic renderer."""
-    x, y = page.evaluate("""async ([id, name]) => {
+    x, y = page.evaluate(
+        """async ([id, name]) => {
         const { canvas } = app, node = app.graph.getNodeById(id)
         const widget = () => node.widgets.find((widget) => widget.name === name)
         // A widget has its place once it has been drawn.
@@ -25,7 +26,9 @@ def click_widget(page, node, name):
         const [x, y] = canvas.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget().y + 10])
         const { left, top } = canvas.canvas.getBoundingClientRect()
         return [x + left, y + top]
-    }""", [node, name])
+    }""",
+        [node, name],
+    )
     page.mouse.click(x, y)
 
 
@@ -53,8 +56,11 @@ def choose(page, node, name, value):
 
 def values(page, node):
     """`{widget: value}` of what a workflow keeps."""
-    return page.evaluate("""(id) => Object.fromEntries(app.graph.getNodeById(id).widgets
-        .filter((widget) => widget.serialize !== false).map((widget) => [widget.name, widget.value]))""", node)
+    return page.evaluate(
+        """(id) => Object.fromEntries(app.graph.getNodeById(id).widgets
+        .filter((widget) => widget.serialize !== false).map((widget) => [widget.name, widget.value]))""",
+        node,
+    )
 
 
 def run(page):

@@ -7,8 +7,16 @@ import struct
 import torch
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U8": 8, "I8": 8}
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
-          torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0", torch.uint8: "U8", torch.int8: "I8"}
+DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+}
 
 
 def write(path, tensors, metadata=None, rows=None):
@@ -49,47 +57,65 @@ def as_bytes(tensor):
 
 def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype="BF16", prefix=""):
     """`{name: (dtype, shape)}` of a FLUX.2 [klein] transformer; as given, of the 4B."""
-    shapes = {"img_in": (hidden, 128), "txt_in": (hidden, text_width), "time_in.in_layer": (hidden, 256),
-              "time_in.out_layer": (hidden, hidden), "double_stream_modulation_img.lin": (6 * hidden, hidden),
-              "double_stream_modulation_txt.lin": (6 * hidden, hidden),
-              "single_stream_modulation.lin": (3 * hidden, hidden),
-              "final_layer.adaLN_modulation.1": (2 * hidden, hidden), "final_layer.linear": (128, hidden)}
+    shapes = {
+        "img_in": (hidden, 128),
+        "txt_in": (hidden, text_width),
+        "time_in.in_layer": (hidden, 256),
+        "time_in.out_layer": (hidden, hidden),
+        "double_stream_modulation_img.lin": (6 * hidden, hidden),
+        "double_stream_modulation_txt.lin": (6 * hidden, hidden),
+        "single_stream_modulation.lin": (3 * hidden, hidden),
+        "final_layer.adaLN_modulation.1": (2 * hidden, hidden),
+        "final_layer.linear": (128, hidden),
+    }
     norms = {}
     for i in range(double_blocks):
         for stream in ("img", "txt"):
             block = f"double_blocks.{i}.{stream}"
-            shapes |= {f"{block}_attn.qkv": (3 * hidden, hidden), f"{block}_attn.proj": (hidden, hidden),
-                       f"{block}_mlp.0": (6 * hidden, hidden), f"{block}_mlp.2": (hidden, 3 * hidden)}
+            shapes |= {
+                f"{block}_attn.qkv": (3 * hidden, hidden),
+                f"{block}_attn.proj": (hidden, hidden),
+                f"{block}_mlp.0": (6 * hidden, hidden),
+                f"{block}_mlp.2": (hidden, 3 * hidden),
+            }
             norms |= {f"{block}_attn.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
     for i in range(single_blocks):
-        shapes |= {f"single_blocks.{i}.linear1": (9 * hidden, hidden),
-                   f"single_blocks.{i}.linear2": (hidden, 4 * hidden)}
+        shapes |= {f"single_blocks.{i}.linear1": (9 * hidden, hidden), f"single_blocks.{i}.linear2": (hidden, 4 * hidden)}
         norms |= {f"single_blocks.{i}.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
     shapes = {name + ".weight": shape for name, shape in shapes.items()} | norms
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
 
 
-def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, vocabulary=151936, dtype="BF16",
-          prefix="model."):
+def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, vocabulary=151936, dtype="BF16", prefix="model."):
     """`{name: (dtype, shape)}` of a Qwen3; as given, of the 4B."""
     shapes = {"embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
-        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in {
-            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
-            "self_attn.q_norm": (128,), "self_attn.k_norm": (128,),
-            "self_attn.q_proj": (heads * 128, hidden), "self_attn.k_proj": (kv_heads * 128, hidden),
-            "self_attn.v_proj": (kv_heads * 128, hidden), "self_attn.o_proj": (hidden, heads * 128),
-            "mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden),
-            "mlp.down_proj": (hidden, intermediate),
-        }.items()}
+        shapes |= {
+            f"layers.{i}.{name}.weight": shape
+            for name, shape in {
+                "input_layernorm": (hidden,),
+                "post_attention_layernorm": (hidden,),
+                "self_attn.q_norm": (128,),
+                "self_attn.k_norm": (128,),
+                "self_attn.q_proj": (heads * 128, hidden),
+                "self_attn.k_proj": (kv_heads * 128, hidden),
+                "self_attn.v_proj": (kv_heads * 128, hidden),
+                "self_attn.o_proj": (hidden, heads * 128),
+                "mlp.gate_proj": (intermediate, hidden),
+                "mlp.up_proj": (intermediate, hidden),
+                "mlp.down_proj": (hidden, intermediate),
+            }.items()
+        }
     shapes["norm.weight"] = (hidden,)
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
 
 
 def flux2_vae(channels=32, prefix=""):
     """Enough of `{name: (dtype, shape)}` of a VAE to tell which it is: 32 channels FLUX.2's, 16 FLUX.1's, 4 SDXL's."""
-    tensors = {"decoder.conv_in.weight": ("F32", (512, channels, 3, 3)),
-               "encoder.conv_out.weight": ("F32", (2 * channels, 512, 3, 3))}
+    tensors = {
+        "decoder.conv_in.weight": ("F32", (512, channels, 3, 3)),
+        "encoder.conv_out.weight": ("F32", (2 * channels, 512, 3, 3)),
+    }
     if channels == 32:
         tensors["bn.running_mean"] = ("F32", (128,))
     return {prefix + name: entry for name, entry in tensors.items()}

@@ -9,10 +9,19 @@ from kleinkit.harness.workflow import as_prompt, for_nano, read
 from PIL import Image
 
 JSON = {"Content-Type": "application/json"}
-LOADER = dict(diffusion_model="flux-2-klein-nano-base.safetensors", text_encoder="auto", vae="auto", variant="auto",
-              weight_dtype="default", distilled_cfg="ignore", trim_text_encoder=True)
-SKIP = ("KleinKitSkipLayerGuidance", dict(scale=2.0, double_layers="0", single_layers="1", start=0.0, end=1.0,
-                                          mode="attention", rescale=0.3))
+LOADER = dict(
+    diffusion_model="flux-2-klein-nano-base.safetensors",
+    text_encoder="auto",
+    vae="auto",
+    variant="auto",
+    weight_dtype="default",
+    distilled_cfg="ignore",
+    trim_text_encoder=True,
+)
+SKIP = (
+    "KleinKitSkipLayerGuidance",
+    dict(scale=2.0, double_layers="0", single_layers="1", start=0.0, end=1.0, mode="attention", rescale=0.3),
+)
 # Steps of a sweep, a prompt each, and those of the one in which the server is killed.
 SWEEP, KILLED_AT = (1, 2, 3, 4), 3
 
@@ -40,9 +49,21 @@ def prompt(*rules, steps=2, seed=1, cfg=4.0, size=64, sampler="euler", fault=("n
         nodes["fault"] = ("KleinKitTestFault", dict(model=model, fault=fault[0], call=fault[1]))
         model = ["fault", 0]
     nodes |= {
-        "sampler": ("KSampler", dict(
-            model=model, seed=seed, steps=steps, cfg=cfg, sampler_name=sampler, scheduler="simple", denoise=1.0,
-            positive=["positive", 0], negative=["negative", 0], latent_image=["latent", 0])),
+        "sampler": (
+            "KSampler",
+            dict(
+                model=model,
+                seed=seed,
+                steps=steps,
+                cfg=cfg,
+                sampler_name=sampler,
+                scheduler="simple",
+                denoise=1.0,
+                positive=["positive", 0],
+                negative=["negative", 0],
+                latent_image=["latent", 0],
+            ),
+        ),
         "picture": ("VAEDecode", dict(samples=["sampler", 0], vae=["loader", 2])),
         "save": ("SaveImage", dict(images=["picture", 0], filename_prefix="lab")),
     }

@@ -77,8 +77,7 @@ def diffusers_transformer(weights, dtype=torch.float32):
 
     hidden, text_width = weights["txt_in.weight"].shape
     count = {
-        kind: len({key.split(".")[1] for key in weights if key.startswith(f"{kind}_blocks.")})
-        for kind in ("double", "single")
+        kind: len({key.split(".")[1] for key in weights if key.startswith(f"{kind}_blocks.")}) for kind in ("double", "single")
     }
     model = Flux2Transformer2DModel(
         attention_head_dim=128,

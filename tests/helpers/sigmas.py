@@ -15,8 +15,7 @@ def shifted(sigmas, mu):
 def scheduler_inputs(**changes):
     """The inputs of KleinKitScheduler, with its defaults for those that are left out."""
     shift = changes.pop("shift", {"shift": "flux2"})
-    defaults = dict(steps=20, width=1024, height=1024, denoise=1.0, denoise_mode="ksampler", spacing="uniform",
-                    terminal=0.0)
+    defaults = dict(steps=20, width=1024, height=1024, denoise=1.0, denoise_mode="ksampler", spacing="uniform", terminal=0.0)
     return {**defaults, **changes, "shift": shift}
 
 
@@ -40,7 +39,15 @@ def recorder(model):
 
 def ksampler_inputs(text_width, height=1024, width=1024, batch=1, **changes):
     """The inputs of KSampler for an empty latent of a size in pixels."""
-    defaults = dict(seed=0, steps=20, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
-                    positive=conditioning(embeddings(text_width, 1)), negative=conditioning(embeddings(text_width, 2)),
-                    latent_image={"samples": torch.zeros(batch, 128, height // 16, width // 16)})
+    defaults = dict(
+        seed=0,
+        steps=20,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+        positive=conditioning(embeddings(text_width, 1)),
+        negative=conditioning(embeddings(text_width, 2)),
+        latent_image={"samples": torch.zeros(batch, 128, height // 16, width // 16)},
+    )
     return {**defaults, **changes}

@@ -5,8 +5,16 @@ from contextlib import contextmanager
 
 import torch
 
-OF_A_PATCHER = ("model_options", "patches", "object_patches", "wrappers", "callbacks", "attachments", "injections",
-                "hook_patches")
+OF_A_PATCHER = (
+    "model_options",
+    "patches",
+    "object_patches",
+    "wrappers",
+    "callbacks",
+    "attachments",
+    "injections",
+    "hook_patches",
+)
 
 
 def shape_of(value):

@@ -12,10 +12,17 @@ from PIL import Image
 PACK = Path(__file__).parent / "tiny_text_encoder"
 PREFIX = "image_flux2_klein"
 # Where the files of a loader lie, and the input that names them.
-LOADERS = {"UNETLoader": ("diffusion_models", "unet_name"), "TinyCLIPLoader": ("text_encoders", "clip_name"),
-           "VAELoader": ("vae", "vae_name")}
-SMALL = {"PrimitiveInt": {"value": 64}, "EmptyFlux2LatentImage": {"width": 64, "height": 64},
-         "ImageScaleToTotalPixels": {"megapixels": 0.01, "resolution_steps": 16}, "Flux2Scheduler": {"steps": 2}}
+LOADERS = {
+    "UNETLoader": ("diffusion_models", "unet_name"),
+    "TinyCLIPLoader": ("text_encoders", "clip_name"),
+    "VAELoader": ("vae", "vae_name"),
+}
+SMALL = {
+    "PrimitiveInt": {"value": 64},
+    "EmptyFlux2LatentImage": {"width": 64, "height": 64},
+    "ImageScaleToTotalPixels": {"megapixels": 0.01, "resolution_steps": 16},
+    "Flux2Scheduler": {"steps": 2},
+}
 # Ends of the links of a subgraph that lie outside it.
 OUTSIDE = -10
 TAEF2 = "taef2"
@@ -36,8 +43,9 @@ def expand(graph, subgraphs, prefix="", given=()):
         leaves off are on. An id has the ids of the subgraphs before it, as ComfyUI's editor writes it.
     """
     nodes = {node["id"]: node for node in graph["nodes"]}
-    links = [(link["id"], link["origin_id"], link["origin_slot"]) if isinstance(link, dict) else link[:3]
-             for link in graph["links"]]
+    links = [
+        (link["id"], link["origin_id"], link["origin_slot"]) if isinstance(link, dict) else link[:3] for link in graph["links"]
+    ]
     links = {link: (origin, slot) for link, origin, slot in links}
 
     def source(link):

@@ -15,8 +15,12 @@ from kleinkit.scheduler.schedule import Schedule, choose_shift, make
 LIMIT = 1e-6
 STEPS = (1, 2, 3, 4, 7, 20, 50, 100)
 SIDES = (64, 512, 768, 1024, 1040, 1088, 1536, 2048, 4096)
-CONVERSIONS = {"uniform": {}, "karras": {"use_karras_sigmas": True}, "exponential": {"use_exponential_sigmas": True},
-               "beta": {"use_beta_sigmas": True}}
+CONVERSIONS = {
+    "uniform": {},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+}
 GOLDEN = {
     1: [1, 0],
     2: [1, 0.9091107, 0],
@@ -103,8 +107,9 @@ def test_no_shift():
 @pytest.mark.parametrize("tokens", (1024, 4096, 5000))
 def test_spacing_and_terminal(spacing, terminal, tokens):
     for steps in STEPS[1:]:
-        wanted = theirs(steps, compute_empirical_mu(tokens, steps),
-                        **dynamic(shift_terminal=terminal or None, **CONVERSIONS[spacing]))
+        wanted = theirs(
+            steps, compute_empirical_mu(tokens, steps), **dynamic(shift_terminal=terminal or None, **CONVERSIONS[spacing])
+        )
         agree(ours(tokens, steps=steps, spacing=spacing, terminal=terminal), wanted)
 
 
@@ -126,7 +131,7 @@ def test_strength(spacing, strength):
 def test_ksampler_denoise_is_the_end_of_a_longer_schedule(denoise, steps):
     made = int(steps / denoise)
     whole = theirs(made, compute_empirical_mu(4096, made), **dynamic())
-    agree(ours(4096, steps=steps, denoise=denoise), whole[-(steps + 1):])
+    agree(ours(4096, steps=steps, denoise=denoise), whole[-(steps + 1) :])
 
 
 @pytest.mark.parametrize("denoise", (0.05, 0.3, 0.5, 0.99))

@@ -160,8 +160,10 @@ def test_bfloat16_is_as_near_to_float32_as_plain_cfg_is(klein, run_node):
     models = {dtype: klein(dtype) for dtype in (torch.float32, torch.bfloat16)}
 
     def error(*nodes):
-        runs = {dtype: comfy_run(with_nodes(run_node, model, *nodes), SIGMAS, NOISE, *prompts([1]), CFG)
-                for dtype, model in models.items()}
+        runs = {
+            dtype: comfy_run(with_nodes(run_node, model, *nodes), SIGMAS, NOISE, *prompts([1]), CFG)
+            for dtype, model in models.items()
+        }
         f32, bf16 = runs.values()
         return float((bf16 - f32).norm() / f32.norm())
 

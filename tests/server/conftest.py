@@ -17,6 +17,7 @@ from kleinkit.nano.build import build
 @pytest.fixture(scope="session")
 def post(server):
     """Send a body, bytes or what JSON can say: `(status, answer)`."""
+
     def send(body, headers=prompts.JSON, path="/kleinkit/sigmas"):
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
         try:

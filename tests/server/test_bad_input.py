@@ -23,20 +23,23 @@ def inputs_of(prompt, node):
     return inputs
 
 
-@pytest.mark.parametrize("node, name, given, fits", [
-    ("KleinKitScheduler", "steps", 0, "min of 1"),
-    ("KleinKitScheduler", "width", 500, "a multiple of 16"),
-    ("KleinKitScheduler", "height", 500, "a multiple of 16"),
-    ("KleinKitScheduler", "denoise", 1.5, "max of 1.0"),
-    ("KleinKitSkipLayerGuidance", "single_layers", "4", "0 to 3"),
-    ("KleinKitSkipLayerGuidance", "double_layers", "0-2", "0 to 1"),
-    ("KleinKitSkipLayerGuidance", "single_layers", "9; 10", "0 to 3"),
-    ("KleinKitSkipLayerGuidance", "end", 0.0, "above `start`"),
-    ("KleinKitLoader", "diffusion_model", "absent.safetensors", "models/diffusion_models"),
-    ("KleinKitLoader", "diffusion_model", "../absent.safetensors", "models/diffusion_models"),
-    ("KleinKitLoader", "text_encoder", "absent.safetensors", "qwen_3_nano.safetensors"),
-    ("KleinKitLoader", "vae", "absent.safetensors", "auto"),
-])
+@pytest.mark.parametrize(
+    "node, name, given, fits",
+    [
+        ("KleinKitScheduler", "steps", 0, "min of 1"),
+        ("KleinKitScheduler", "width", 500, "a multiple of 16"),
+        ("KleinKitScheduler", "height", 500, "a multiple of 16"),
+        ("KleinKitScheduler", "denoise", 1.5, "max of 1.0"),
+        ("KleinKitSkipLayerGuidance", "single_layers", "4", "0 to 3"),
+        ("KleinKitSkipLayerGuidance", "double_layers", "0-2", "0 to 1"),
+        ("KleinKitSkipLayerGuidance", "single_layers", "9; 10", "0 to 3"),
+        ("KleinKitSkipLayerGuidance", "end", 0.0, "above `start`"),
+        ("KleinKitLoader", "diffusion_model", "absent.safetensors", "models/diffusion_models"),
+        ("KleinKitLoader", "diffusion_model", "../absent.safetensors", "models/diffusion_models"),
+        ("KleinKitLoader", "text_encoder", "absent.safetensors", "qwen_3_nano.safetensors"),
+        ("KleinKitLoader", "vae", "absent.safetensors", "auto"),
+    ],
+)
 def test_value_that_does_not_fit(server, node, name, given, fits):
     prompt = as_prompt(first_picture())
     inputs_of(prompt, node)[name] = given
@@ -46,9 +49,12 @@ def test_value_that_does_not_fit(server, node, name, given, fits):
 
 
 @pytest.mark.parametrize("given", ["absent", 3, None, ["absent"]])
-@pytest.mark.parametrize("node, name, fits", [
-    ("KleinKitCFG", "schedule", "constant, interval, skip, diminishing, curve"),
-])
+@pytest.mark.parametrize(
+    "node, name, fits",
+    [
+        ("KleinKitCFG", "schedule", "constant, interval, skip, diminishing, curve"),
+    ],
+)
 def test_choice_that_is_not_in_the_list(server, node, name, fits, given):
     prompt = as_prompt(first_picture())
     inputs_of(prompt, node)[name] = given
@@ -65,10 +71,13 @@ def pixart(server):
     return {"class_type": "UNETLoader", "inputs": {"unet_name": file.name, "weight_dtype": "default"}}
 
 
-@pytest.mark.parametrize("node, fits", [
-    ("KleinKitSkipLayerGuidance", "double and single blocks, as FLUX.2 [klein] is"),
-    ("KleinKitCFG", "a flow matching model such as FLUX.2 [klein]"),
-])
+@pytest.mark.parametrize(
+    "node, fits",
+    [
+        ("KleinKitSkipLayerGuidance", "double and single blocks, as FLUX.2 [klein] is"),
+        ("KleinKitCFG", "a flow matching model such as FLUX.2 [klein]"),
+    ],
+)
 def test_model_that_does_not_fit(server, pixart, node, fits):
     prompt = as_prompt(first_picture()) | {"pixart": pixart}
     inputs_of(prompt, node)["model"] = ["pixart", 0]

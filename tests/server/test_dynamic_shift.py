@@ -7,33 +7,64 @@ from PIL import Image
 
 WIDTH, HEIGHT, STEPS = 160, 96, 5
 COMMON = {
-    "model": ("KleinKitLoader", dict(diffusion_model="flux-2-klein-nano-base.safetensors", text_encoder="auto", vae="auto",
-                                     variant="auto", weight_dtype="default", distilled_cfg="ignore",
-                                     trim_text_encoder=True)),
+    "model": (
+        "KleinKitLoader",
+        dict(
+            diffusion_model="flux-2-klein-nano-base.safetensors",
+            text_encoder="auto",
+            vae="auto",
+            variant="auto",
+            weight_dtype="default",
+            distilled_cfg="ignore",
+            trim_text_encoder=True,
+        ),
+    ),
     "positive": ("CLIPTextEncode", dict(clip=["model", 1], text="a red circle")),
     "negative": ("CLIPTextEncode", dict(clip=["model", 1], text="")),
     "latent": ("EmptyFlux2LatentImage", dict(width=WIDTH, height=HEIGHT, batch_size=1)),
-    "dynamic": ("KleinKitDynamicShift", {"model": ["model", 0], "shift": "flux1", "shift.base_shift": 0.3,
-                                         "shift.max_shift": 1.5}),
+    "dynamic": (
+        "KleinKitDynamicShift",
+        {"model": ["model", 0], "shift": "flux1", "shift.base_shift": 0.3, "shift.max_shift": 1.5},
+    ),
     "picture": ("VAEDecode", dict(samples=["sampler", 0], vae=["model", 2])),
     "save": ("SaveImage", dict(images=["picture", 0], filename_prefix="dynamic")),
 }
 CONDS = dict(cfg=3.0, positive=["positive", 0], negative=["negative", 0], latent_image=["latent", 0])
-KSAMPLER = {"sampler": ("KSampler", dict(model=["dynamic", 0], seed=3, steps=STEPS, sampler_name="euler",
-                                         scheduler="simple", denoise=1.0, **CONDS))}
+KSAMPLER = {
+    "sampler": (
+        "KSampler",
+        dict(model=["dynamic", 0], seed=3, steps=STEPS, sampler_name="euler", scheduler="simple", denoise=1.0, **CONDS),
+    )
+}
 CUSTOM = {
-    "sigmas": ("KleinKitScheduler", {
-        "steps": STEPS, "width": 512, "height": 512, "denoise": 1.0, "denoise_mode": "ksampler", "spacing": "uniform",
-        "terminal": 0.0, "shift": "flux1", "shift.base_shift": 0.3, "shift.max_shift": 1.5, "latent": ["latent", 0]}),
+    "sigmas": (
+        "KleinKitScheduler",
+        {
+            "steps": STEPS,
+            "width": 512,
+            "height": 512,
+            "denoise": 1.0,
+            "denoise_mode": "ksampler",
+            "spacing": "uniform",
+            "terminal": 0.0,
+            "shift": "flux1",
+            "shift.base_shift": 0.3,
+            "shift.max_shift": 1.5,
+            "latent": ["latent", 0],
+        },
+    ),
     "euler": ("KSamplerSelect", dict(sampler_name="euler")),
-    "sampler": ("SamplerCustom", dict(model=["model", 0], add_noise=True, noise_seed=3, sampler=["euler", 0],
-                                      sigmas=["sigmas", 0], **CONDS)),
+    "sampler": (
+        "SamplerCustom",
+        dict(model=["model", 0], add_noise=True, noise_seed=3, sampler=["euler", 0], sigmas=["sigmas", 0], **CONDS),
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def picture(server):
     """The picture of a prompt, and ComfyUI's log of it."""
+
     def run(nodes):
         prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in {**COMMON, **nodes}.items()}
         outcome = api.queue(server, prompt)
@@ -67,17 +98,35 @@ def test_sigmas_of_klein_scheduler_are_not_shifted_twice(picture):
     assert np.array_equal(ours, picture(CUSTOM)[0])
 
 
-@pytest.mark.parametrize("node, inputs", [
-    ("KleinKitDynamicShift", {"model": ["model", 0]}),
-    ("KleinKitScheduler", {"steps": 4, "width": 512, "height": 512, "denoise": 1.0, "denoise_mode": "ksampler",
-                           "spacing": "uniform", "terminal": 0.0}),
-])
+@pytest.mark.parametrize(
+    "node, inputs",
+    [
+        ("KleinKitDynamicShift", {"model": ["model", 0]}),
+        (
+            "KleinKitScheduler",
+            {
+                "steps": 4,
+                "width": 512,
+                "height": 512,
+                "denoise": 1.0,
+                "denoise_mode": "ksampler",
+                "spacing": "uniform",
+                "terminal": 0.0,
+            },
+        ),
+    ],
+)
 @pytest.mark.parametrize("shift", [{"shift": "flux3"}, {}], ids=str)
 def test_no_such_shift(server, node, inputs, shift):
     kind, model = COMMON["model"]
-    outcome = api.queue(server, {"model": {"class_type": kind, "inputs": model},
-                                 "node": {"class_type": node, "inputs": {**inputs, **shift}},
-                                 "show": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}}})
+    outcome = api.queue(
+        server,
+        {
+            "model": {"class_type": kind, "inputs": model},
+            "node": {"class_type": node, "inputs": {**inputs, **shift}},
+            "show": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}},
+        },
+    )
     assert outcome.outputs == {}
     for sentence in api.sentences(outcome.error):
         assert sentence.startswith(f"{node}: ")

@@ -21,6 +21,7 @@ def before(lab):
 @pytest.fixture
 def as_fresh(lab, killed, before, record_property):
     """Call it after a fault: the server is as before, and its picture that of a fresh one."""
+
     def check():
         pixels, state = prompts.state(lab)
         assert np.array_equal(pixels, killed.fresh)

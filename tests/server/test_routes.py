@@ -34,20 +34,38 @@ def test_the_curve_for_comparison_is_that_of_the_shift_that_comfyui_gives_the_mo
     assert answer["static_mu"] == static
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"steps": 4, "shift": "fixed", "shift.mu": 0.7},
-    {"shift": "flux1", "shift.base_shift": 0.2, "shift.max_shift": 2}, {"shift": "linear", "shift.linear_shift": 5.0},
-    {"denoise": 0.4, "denoise_mode": "sigma", "spacing": "beta"},
-    {"denoise": 0.4, "terminal": 0.1}, {"denoise": 0.4, "denoise_mode": "strength", "spacing": "karras"},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"steps": 4, "shift": "fixed", "shift.mu": 0.7},
+        {"shift": "flux1", "shift.base_shift": 0.2, "shift.max_shift": 2},
+        {"shift": "linear", "shift.linear_shift": 5.0},
+        {"denoise": 0.4, "denoise_mode": "sigma", "spacing": "beta"},
+        {"denoise": 0.4, "terminal": 0.1},
+        {"denoise": 0.4, "denoise_mode": "strength", "spacing": "karras"},
+    ],
+    ids=str,
+)
 def test_it_agrees_with_the_node_in_the_queue(server, post, settings):
-    defaults = {"steps": 20, "width": 1024, "height": 1024, "denoise": 1.0, "denoise_mode": "ksampler",
-                "shift": "flux2", "spacing": "uniform", "terminal": 0.0}
-    outcome = api.queue(server, {
-        "1": {"class_type": "KleinKitScheduler", "inputs": {**defaults, **settings}},
-        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
-        "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
-    })
+    defaults = {
+        "steps": 20,
+        "width": 1024,
+        "height": 1024,
+        "denoise": 1.0,
+        "denoise_mode": "ksampler",
+        "shift": "flux2",
+        "spacing": "uniform",
+        "terminal": 0.0,
+    }
+    outcome = api.queue(
+        server,
+        {
+            "1": {"class_type": "KleinKitScheduler", "inputs": {**defaults, **settings}},
+            "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
+            "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        },
+    )
     answer = post(settings)[1]
     assert [float(text) for text in outcome.outputs["2"]["text"]] == [answer["mu"]]
     [tensor] = outcome.outputs["3"]["text"]
@@ -66,42 +84,52 @@ def test_the_most_steps(post):
     assert status == 200 and len(answer["sigmas"]) == 10001
 
 
-@pytest.mark.parametrize("settings, sentence", [
-    ({"steps": 0}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
-    ({"steps": 10**9}, "Expected `steps` to be a whole number between 1 and 10000, but got 1000000000."),
-    ({"steps": 4.5}, "Expected `steps` to be a whole number between 1 and 10000, but got 4.5."),
-    ({"steps": True}, "Expected `steps` to be a whole number between 1 and 10000, but got True."),
-    ({"steps": "20"}, "Expected `steps` to be a whole number between 1 and 10000, but got '20'."),
-    ({"steps": None}, "Expected `steps` to be a whole number between 1 and 10000, but got None."),
-    ({"width": [1024]}, "Expected `width` to be a whole number between 16 and 16384, but got [1024]."),
-    ({"width": 1001}, "Expected `width` to be a multiple of 16, but got 1001."),
-    ({"height": -16}, "Expected `height` to be a whole number between 16 and 16384, but got -16."),
-    ({"denoise": float("nan")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got nan."),
-    ({"denoise": float("inf")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got inf."),
-    ({"terminal": 1.0}, "Expected `terminal` to be a number between 0.0 and 0.99, but got 1.0."),
-    ({"spacing": {}}, "Expected `spacing` to be one of uniform, karras, exponential, beta, linear_quadratic, but got"),
-    ({"denoise_mode": "half"}, "Expected `denoise_mode` to be one of ksampler, strength, sigma, but got 'half'."),
-    ({"shift": ["flux2"]}, "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
-    ({"shift": "fixed", "shift.mu": float("nan")}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but"),
-    ({"shift": "fixed", "shift.mu": 1e308}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but got"),
-    ({"shift": "fixed", "shift.shift": 3.0}, "Expected `shift.shift` to be absent (fixed takes mu), but got 3.0."),
-    ({"shift": "flux2", "shift.mu": 1.0}, "Expected `shift.mu` to be absent (flux2 takes no number), but got 1.0."),
-    ({"shift.choice": "fixed"}, "Expected `shift.choice` to be absent (flux2 takes no number), but got 'fixed'."),
-    ({"latent": "../../secret"}, "Expected `setting` to be one of steps, width, height"),
-    ({"__class__": 1}, "Expected `setting` to be one of steps, width, height"),
-], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"steps": 0}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
+        ({"steps": 10**9}, "Expected `steps` to be a whole number between 1 and 10000, but got 1000000000."),
+        ({"steps": 4.5}, "Expected `steps` to be a whole number between 1 and 10000, but got 4.5."),
+        ({"steps": True}, "Expected `steps` to be a whole number between 1 and 10000, but got True."),
+        ({"steps": "20"}, "Expected `steps` to be a whole number between 1 and 10000, but got '20'."),
+        ({"steps": None}, "Expected `steps` to be a whole number between 1 and 10000, but got None."),
+        ({"width": [1024]}, "Expected `width` to be a whole number between 16 and 16384, but got [1024]."),
+        ({"width": 1001}, "Expected `width` to be a multiple of 16, but got 1001."),
+        ({"height": -16}, "Expected `height` to be a whole number between 16 and 16384, but got -16."),
+        ({"denoise": float("nan")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got nan."),
+        ({"denoise": float("inf")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got inf."),
+        ({"terminal": 1.0}, "Expected `terminal` to be a number between 0.0 and 0.99, but got 1.0."),
+        ({"spacing": {}}, "Expected `spacing` to be one of uniform, karras, exponential, beta, linear_quadratic, but got"),
+        ({"denoise_mode": "half"}, "Expected `denoise_mode` to be one of ksampler, strength, sigma, but got 'half'."),
+        ({"shift": ["flux2"]}, "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
+        ({"shift": "fixed", "shift.mu": float("nan")}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but"),
+        ({"shift": "fixed", "shift.mu": 1e308}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but got"),
+        ({"shift": "fixed", "shift.shift": 3.0}, "Expected `shift.shift` to be absent (fixed takes mu), but got 3.0."),
+        ({"shift": "flux2", "shift.mu": 1.0}, "Expected `shift.mu` to be absent (flux2 takes no number), but got 1.0."),
+        ({"shift.choice": "fixed"}, "Expected `shift.choice` to be absent (flux2 takes no number), but got 'fixed'."),
+        ({"latent": "../../secret"}, "Expected `setting` to be one of steps, width, height"),
+        ({"__class__": 1}, "Expected `setting` to be one of steps, width, height"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_settings_that_do_not_fit(post, settings, sentence):
     status, answer = post(settings)
     assert status == 400 and list(answer) == ["error"]
     assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"schedule": "interval", "schedule.start": 0.2, "schedule.end": 0.7},
-    {"schedule": "skip", "schedule.mode": "alternate", "schedule.guided_ratio": 0.3, "unguided": "unconditional"},
-    {"schedule": "diminishing", "schedule.cutoff": 0.5, "cfg": 7}, {"schedule": "curve", "schedule.scales": "6, 1, 1"},
-    {"cfg": 1.0},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schedule": "interval", "schedule.start": 0.2, "schedule.end": 0.7},
+        {"schedule": "skip", "schedule.mode": "alternate", "schedule.guided_ratio": 0.3, "unguided": "unconditional"},
+        {"schedule": "diminishing", "schedule.cutoff": 0.5, "cfg": 7},
+        {"schedule": "curve", "schedule.scales": "6, 1, 1"},
+        {"cfg": 1.0},
+    ],
+    ids=str,
+)
 def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
     steps, size, cfg = 6, {"width": 64, "height": 64}, settings.get("cfg", 5.0)
     prompt = as_prompt(first_picture())
@@ -120,21 +148,25 @@ def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
     assert answer["plain"] == (steps if cfg == 1.0 else 2 * steps)
 
 
-@pytest.mark.parametrize("settings, sentence", [
-    ({"schedule": "never"}, "Expected `schedule` to be one of constant, interval, skip, diminishing, curve, but got"),
-    ({"schedule.end": 0.5}, "Expected `schedule.end` to be absent (constant takes no input), but got 0.5."),
-    ({"schedule": "interval", "schedule.end": "x"}, "Expected `end` to be above `start` (0.0) and at most 1.0, but got"),
-    ({"schedule": "interval", "schedule.start": None}, "Expected `start` to be between 0.0 and 1.0, but got None."),
-    ({"schedule": "skip", "schedule.mode": 3}, "Expected `mode` to be one of early, late, early_late, middle, alternate,"),
-    ({"schedule": "diminishing", "schedule.cutoff": 0}, "Expected `cutoff` to be a number between 0.01 and 1.0, but"),
-    ({"schedule": "curve", "schedule.scales": [5]}, "Expected `scales` to be numbers between 0 and 100, such as"),
-    ({"schedule": "curve", "schedule.scales": ""}, "Expected `scales` to be numbers between 0 and 100, such as"),
-    ({"unguided": "no"}, "Expected `unguided` to be one of conditional, unconditional, but got 'no'."),
-    ({"cfg": "5"}, "Expected `cfg` to be a number between 0.0 and 100.0, but got '5'."),
-    ({"sigmas": [4]}, "Expected `sigmas` to be an object of settings, but got [4]."),
-    ({"sigmas": {"steps": 0}}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
-    ({"model": 1}, "Expected `setting` to be one of schedule, unguided, cfg, sigmas, but got 'model'."),
-], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"schedule": "never"}, "Expected `schedule` to be one of constant, interval, skip, diminishing, curve, but got"),
+        ({"schedule.end": 0.5}, "Expected `schedule.end` to be absent (constant takes no input), but got 0.5."),
+        ({"schedule": "interval", "schedule.end": "x"}, "Expected `end` to be above `start` (0.0) and at most 1.0, but got"),
+        ({"schedule": "interval", "schedule.start": None}, "Expected `start` to be between 0.0 and 1.0, but got None."),
+        ({"schedule": "skip", "schedule.mode": 3}, "Expected `mode` to be one of early, late, early_late, middle, alternate,"),
+        ({"schedule": "diminishing", "schedule.cutoff": 0}, "Expected `cutoff` to be a number between 0.01 and 1.0, but"),
+        ({"schedule": "curve", "schedule.scales": [5]}, "Expected `scales` to be numbers between 0 and 100, such as"),
+        ({"schedule": "curve", "schedule.scales": ""}, "Expected `scales` to be numbers between 0 and 100, such as"),
+        ({"unguided": "no"}, "Expected `unguided` to be one of conditional, unconditional, but got 'no'."),
+        ({"cfg": "5"}, "Expected `cfg` to be a number between 0.0 and 100.0, but got '5'."),
+        ({"sigmas": [4]}, "Expected `sigmas` to be an object of settings, but got [4]."),
+        ({"sigmas": {"steps": 0}}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
+        ({"model": 1}, "Expected `setting` to be one of schedule, unguided, cfg, sigmas, but got 'model'."),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_guidance_settings_that_do_not_fit(post, settings, sentence):
     status, answer = post(settings, path="/kleinkit/guidance")
     assert status == 400 and list(answer) == ["error"]
@@ -144,13 +176,25 @@ def test_guidance_settings_that_do_not_fit(post, settings, sentence):
 @pytest.mark.parametrize("variant", ["auto", "base", "distilled"])
 @pytest.mark.parametrize("name", NANO.values())
 def test_what_suits_a_file_is_what_the_loader_gives(server, post, name, variant):
-    outcome = api.queue(server, {
-        "1": {"class_type": "KleinKitLoader", "inputs": {
-            "diffusion_model": name, "text_encoder": "auto", "vae": "auto", "variant": variant,
-            "weight_dtype": "default", "distilled_cfg": "ignore", "trim_text_encoder": True}},
-        "steps": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}},
-        "cfg": {"class_type": "PreviewAny", "inputs": {"source": ["1", 4]}},
-    })
+    outcome = api.queue(
+        server,
+        {
+            "1": {
+                "class_type": "KleinKitLoader",
+                "inputs": {
+                    "diffusion_model": name,
+                    "text_encoder": "auto",
+                    "vae": "auto",
+                    "variant": variant,
+                    "weight_dtype": "default",
+                    "distilled_cfg": "ignore",
+                    "trim_text_encoder": True,
+                },
+            },
+            "steps": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}},
+            "cfg": {"class_type": "PreviewAny", "inputs": {"source": ["1", 4]}},
+        },
+    )
     shown = {key: float(outcome.outputs[key]["text"][0]) for key in ("steps", "cfg")}
     assert post({"diffusion_model": name, "variant": variant}, path="/kleinkit/loader") == (200, shown)
 
@@ -165,38 +209,47 @@ def no_klein(server):
     file.unlink()
 
 
-@pytest.mark.parametrize("settings, sentence", [
-    ({}, "None is not a safetensors file in models/diffusion_models, nor a folder in models/diffusers."),
-    ({"diffusion_model": "../text_encoders/qwen-nano.safetensors"}, "'../text_encoders/qwen-nano.safetensors' is not a"),
-    ({"diffusion_model": "/etc/passwd"}, "'/etc/passwd' is not a safetensors file in models/diffusion_models"),
-    ({"diffusion_model": {"a": "x" * 10000}}, "{'a': 'xxx"),
-    ({"diffusion_model": "x" * 10000 + ".gguf"}, "'xxx"),
-    ({"variant": "turbo"}, "Expected `variant` to be one of auto, distilled, base, but got 'turbo'."),
-    ({"text_encoder": "auto"}, "Expected `setting` to be one of diffusion_model, variant, but got 'text_encoder'."),
-    ({"diffusion_model": "no-klein.safetensors"},
-     "Expected `diffusion_model` to be a FLUX.2 [klein], but no-klein.safetensors is Qwen3"),
-], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({}, "None is not a safetensors file in models/diffusion_models, nor a folder in models/diffusers."),
+        ({"diffusion_model": "../text_encoders/qwen-nano.safetensors"}, "'../text_encoders/qwen-nano.safetensors' is not a"),
+        ({"diffusion_model": "/etc/passwd"}, "'/etc/passwd' is not a safetensors file in models/diffusion_models"),
+        ({"diffusion_model": {"a": "x" * 10000}}, "{'a': 'xxx"),
+        ({"diffusion_model": "x" * 10000 + ".gguf"}, "'xxx"),
+        ({"variant": "turbo"}, "Expected `variant` to be one of auto, distilled, base, but got 'turbo'."),
+        ({"text_encoder": "auto"}, "Expected `setting` to be one of diffusion_model, variant, but got 'text_encoder'."),
+        (
+            {"diffusion_model": "no-klein.safetensors"},
+            "Expected `diffusion_model` to be a FLUX.2 [klein], but no-klein.safetensors is Qwen3",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_files_that_have_no_settings(no_klein, post, settings, sentence):
     status, answer = post(settings, path="/kleinkit/loader")
     assert status == 400 and list(answer) == ["error"]
     assert answer["error"].startswith(sentence) and len(answer["error"]) < 500
 
 
-@pytest.mark.parametrize("body, headers, sentence", [
-    (b"{}", {"Content-Type": "text/plain"}, "Expected a body of type application/json, but got text/plain."),
-    (b"{}", {}, "Expected a body of type application/json, but got application/octet-stream."),
-    (b"", JSON, "Expected a body of JSON, but got something else."),
-    (b"{'steps': 4}", JSON, "Expected a body of JSON, but got something else."),
-    (b"\xff\xfe\xfd", JSON, "Expected a body of JSON, but got something else."),
-    (b"[" * 16000, JSON, "Expected a body of JSON, but got something else."),
-    (b'{"steps": ' + b"9" * 8000 + b"}", JSON, "Expected a body of JSON, but got something else."),
-    (b"[]", JSON, "Expected a JSON object of settings, but got list."),
-    (b"4", JSON, "Expected a JSON object of settings, but got int."),
-    (b" " * 16 * 1024 + b"{}", JSON, "Expected a body of at most 16384 bytes, but got more."),
-    (b"{}", JSON | {"Content-Encoding": "gzip"},
-     "Expected a body that is what its headers say, but it cannot be decoded."),
-    (b" " * 1_000_000, JSON, "Expected a body of at most 16384 bytes, but got more."),
-], ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    "body, headers, sentence",
+    [
+        (b"{}", {"Content-Type": "text/plain"}, "Expected a body of type application/json, but got text/plain."),
+        (b"{}", {}, "Expected a body of type application/json, but got application/octet-stream."),
+        (b"", JSON, "Expected a body of JSON, but got something else."),
+        (b"{'steps': 4}", JSON, "Expected a body of JSON, but got something else."),
+        (b"\xff\xfe\xfd", JSON, "Expected a body of JSON, but got something else."),
+        (b"[" * 16000, JSON, "Expected a body of JSON, but got something else."),
+        (b'{"steps": ' + b"9" * 8000 + b"}", JSON, "Expected a body of JSON, but got something else."),
+        (b"[]", JSON, "Expected a JSON object of settings, but got list."),
+        (b"4", JSON, "Expected a JSON object of settings, but got int."),
+        (b" " * 16 * 1024 + b"{}", JSON, "Expected a body of at most 16384 bytes, but got more."),
+        (b"{}", JSON | {"Content-Encoding": "gzip"}, "Expected a body that is what its headers say, but it cannot be decoded."),
+        (b" " * 1_000_000, JSON, "Expected a body of at most 16384 bytes, but got more."),
+    ],
+    ids=lambda value: str(value)[:30],
+)
 def test_bodies_that_do_not_fit(post, body, headers, sentence):
     assert post(body, headers) == (400, {"error": sentence})
 

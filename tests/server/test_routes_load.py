@@ -44,8 +44,10 @@ def values(schema):
         return st.sampled_from(schema["enum"])
     if schema["type"] == "object":
         properties, required = schema["properties"], schema.get("required", ())
-        return st.fixed_dictionaries({name: values(properties[name]) for name in required}, optional={
-            name: values(of) for name, of in properties.items() if name not in required})
+        return st.fixed_dictionaries(
+            {name: values(properties[name]) for name in required},
+            optional={name: values(of) for name, of in properties.items() if name not in required},
+        )
     if schema.get("description", "").startswith("a name of the node's list"):
         return st.sampled_from(sorted(NANO.values()))
     if schema["type"] == "integer":
@@ -56,9 +58,18 @@ def values(schema):
     return st.lists(st.floats(0, 100), max_size=1000).map(lambda scales: ", ".join(map(str, scales)))
 
 
-JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just("../../etc/passwd"),
-                 st.just("<img src=x onerror=alert(1)>"), st.just("9" * 5000), st.lists(st.integers(), max_size=3),
-                 st.dictionaries(st.text(), st.integers(), max_size=3))
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.just("../../etc/passwd"),
+    st.just("<img src=x onerror=alert(1)>"),
+    st.just("9" * 5000),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(), st.integers(), max_size=3),
+)
 
 
 @st.composite
@@ -79,8 +90,11 @@ def requests(draw):
 
 def test_description_names_the_limits_and_choices_of_the_code():
     properties = SCHEMAS["SigmaSettings"]["properties"]
-    found = {name.removeprefix("shift."): (schema["minimum"], schema["maximum"])
-             for name, schema in properties.items() if "minimum" in schema}
+    found = {
+        name.removeprefix("shift."): (schema["minimum"], schema["maximum"])
+        for name, schema in properties.items()
+        if "minimum" in schema
+    }
     assert found == LIMITS
     for name, choices in (("shift", SHIFTS), ("spacing", SPACINGS), ("denoise_mode", DENOISE_MODES)):
         assert properties[name]["enum"] == list(choices)
@@ -96,6 +110,7 @@ def test_many_at_once_are_answered_as_described(post, record_property):
         return path, body, status, answer, time.perf_counter() - start
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
+
         @settings(max_examples=30)
         @given(st.lists(requests(), min_size=AT_ONCE, max_size=AT_ONCE))
         def load(batch):
@@ -115,11 +130,14 @@ def test_many_at_once_are_answered_as_described(post, record_property):
     record_property("slowest_of_16_at_once_ms", round(slowest * 1000))
 
 
-@pytest.mark.parametrize("path, settings", [
-    ("/kleinkit/sigmas", {"steps": 10000, "width": 16384, "height": 16384, "spacing": "beta"}),
-    ("/kleinkit/loader", LOADER),
-    ("/kleinkit/guidance", {"schedule": "curve", "schedule.scales": "5," * 7000 + "5", "sigmas": {"steps": 1000}}),
-])
+@pytest.mark.parametrize(
+    "path, settings",
+    [
+        ("/kleinkit/sigmas", {"steps": 10000, "width": 16384, "height": 16384, "spacing": "beta"}),
+        ("/kleinkit/loader", LOADER),
+        ("/kleinkit/guidance", {"schedule": "curve", "schedule.scales": "5," * 7000 + "5", "sigmas": {"steps": 1000}}),
+    ],
+)
 def test_the_most_work_that_one_request_can_ask_for(post, path, settings, record_property):
     start = time.perf_counter()
     assert post(settings, path=path)[0] == 200
@@ -128,7 +146,9 @@ def test_the_most_work_that_one_request_can_ask_for(post, path, settings, record
 
 def test_more_steps_than_a_preview_of_guidance_has(post):
     assert post({"sigmas": {"steps": 1001}}, path="/kleinkit/guidance") == (
-        400, {"error": "Expected `steps` to be at most 1000 in a preview of guidance, but got 1001."})
+        400,
+        {"error": "Expected `steps` to be at most 1000 in a preview of guidance, but got 1001."},
+    )
 
 
 def test_the_routes_answer_while_a_prompt_is_sampled(server, post):

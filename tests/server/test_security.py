@@ -26,8 +26,12 @@ def every_node(combination, fault=("none", 0)):
         "base": ("UNETLoader", dict(unet_name="flux-2-klein-nano.safetensors", weight_dtype="default")),
         "sweep": ("KleinKitSweep", dict(values="3, 4")),
         "reference": ("ReferenceLatent", dict(conditioning=["negative", 0], latent=["latent", 0])),
-        "sigmas": ("KleinKitScheduler", dict(steps=4, width=64, height=64, denoise=1.0, denoise_mode="ksampler",
-                                             shift="flux2", spacing="beta", terminal=0.0)),
+        "sigmas": (
+            "KleinKitScheduler",
+            dict(
+                steps=4, width=64, height=64, denoise=1.0, denoise_mode="ksampler", shift="flux2", spacing="beta", terminal=0.0
+            ),
+        ),
         "show": ("PreviewAny", dict(source=["sigmas", 0])),
         "sheet": ("KleinKitContactSheet", dict(images=["picture", 0], labels=["sweep", 1], columns=2, title="cfg")),
         "report": ("KleinKitReport", dict(probe=["rule6", 1], latent=["sampler", 0])),

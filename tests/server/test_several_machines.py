@@ -12,8 +12,11 @@ def run(server, prompt):
     """The pixels of what a prompt saves; not of reports, which show the time."""
     outcome = api.queue(server, prompt)
     assert outcome.error is None, api.sentences(outcome.error)
-    kept = {number: output for number, output in outcome.outputs.items()
-            if prompt[prompt[number]["inputs"].get("images", [number])[0]]["class_type"] != "KleinKitReport"}
+    kept = {
+        number: output
+        for number, output in outcome.outputs.items()
+        if prompt[prompt[number]["inputs"].get("images", [number])[0]]["class_type"] != "KleinKitReport"
+    }
     found = [np.asarray(Image.open(path)) for path in api.pictures(server, outcome._replace(outputs=kept))]
     assert found
     return found

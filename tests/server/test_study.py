@@ -8,16 +8,38 @@ from PIL import Image
 
 STEPS, SIDE = 2, 64
 NODES = {
-    "model": ("KleinKitLoader", dict(diffusion_model="flux-2-klein-nano-base.safetensors", text_encoder="auto", vae="auto",
-                                     variant="auto", weight_dtype="default", distilled_cfg="ignore", trim_text_encoder=True)),
+    "model": (
+        "KleinKitLoader",
+        dict(
+            diffusion_model="flux-2-klein-nano-base.safetensors",
+            text_encoder="auto",
+            vae="auto",
+            variant="auto",
+            weight_dtype="default",
+            distilled_cfg="ignore",
+            trim_text_encoder=True,
+        ),
+    ),
     "positive": ("CLIPTextEncode", dict(clip=["model", 1], text="a red circle")),
     "negative": ("CLIPTextEncode", dict(clip=["model", 1], text="")),
     "latent": ("EmptyFlux2LatentImage", dict(width=SIDE, height=SIDE, batch_size=1)),
     "probe": ("KleinKitProbe", dict(model=["model", 0])),
     "sweep": ("KleinKitSweep", dict(values="1:3")),
-    "sampler": ("KSampler", dict(model=["probe", 0], seed=1, steps=STEPS, cfg=["sweep", 0], sampler_name="euler",
-                                 scheduler="simple", positive=["positive", 0], negative=["negative", 0],
-                                 latent_image=["latent", 0], denoise=1.0)),
+    "sampler": (
+        "KSampler",
+        dict(
+            model=["probe", 0],
+            seed=1,
+            steps=STEPS,
+            cfg=["sweep", 0],
+            sampler_name="euler",
+            scheduler="simple",
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            denoise=1.0,
+        ),
+    ),
     "picture": ("VAEDecode", dict(samples=["sampler", 0], vae=["model", 2])),
     "sheet": ("KleinKitContactSheet", dict(images=["picture", 0], labels=["sweep", 1], columns=2, title="cfg")),
     "save": ("SaveImage", dict(images=["sheet", 0], filename_prefix="sheet")),
@@ -46,7 +68,8 @@ def first(server):
 def test_each_step_of_each_run_is_sent_as_it_happens(first):
     _, events, _ = first
     assert [(event["run"], event["call"], event["steps"]) for event in events] == [
-        (run, call, STEPS) for run in (1, 2, 3) for call in (1, 2)]
+        (run, call, STEPS) for run in (1, 2, 3) for call in (1, 2)
+    ]
     assert [event["cfg"] for event in events] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
     assert [event["passes"] for event in events] == [1, 1, 2, 2, 2, 2]
     assert {event["node"] for event in events} == {"probe"}
@@ -73,15 +96,22 @@ def test_another_seed_replaces_the_records_of_the_cached_probe(server, first):
 
 def test_a_report_added_later_sees_the_cached_run(server):
     _, _, runs = queue(server, 3)
-    _, events, again = queue(server, 3, ("late", ("KleinKitReport", dict(probe=["probe", 1], latent=["sampler", 0]))),
-                             ("late json", ("PreviewAny", dict(source=["late", 1]))))
+    _, events, again = queue(
+        server,
+        3,
+        ("late", ("KleinKitReport", dict(probe=["probe", 1], latent=["sampler", 0]))),
+        ("late json", ("PreviewAny", dict(source=["late", 1]))),
+    )
     assert events == [] and again == runs
 
 
 def test_a_report_of_a_sampler_without_the_probe(server):
     beside = ("other", ("KSampler", NODES["sampler"][1] | {"model": ["model", 0], "cfg": 1.0, "seed": 4}))
-    prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in {**NODES, **dict([beside])}.items()
-              if key in ("model", "positive", "negative", "latent", "probe", "other", "report", "json")}
+    prompt = {
+        key: {"class_type": kind, "inputs": inputs}
+        for key, (kind, inputs) in {**NODES, **dict([beside])}.items()
+        if key in ("model", "positive", "negative", "latent", "probe", "other", "report", "json")
+    }
     prompt["report"] = {"class_type": "KleinKitReport", "inputs": dict(probe=["probe", 1], latent=["other", 0])}
     [sentence] = api.sentences(api.queue(server, prompt).error)
     assert sentence.startswith("KleinKitReport: Expected `probe` to have records of the run that made `latent`, but got none")

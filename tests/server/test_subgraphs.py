@@ -22,8 +22,9 @@ def parts(path):
 
 def expanded(subgraph):
     """The inner graph as a workflow, and the one link to an output. What would come from outside, the widgets hold."""
-    links = [[link[key] for key in ("id", "origin_id", "origin_slot")] for link in subgraph["links"]
-             if link["origin_id"] != INPUTS]
+    links = [
+        [link[key] for key in ("id", "origin_id", "origin_slot")] for link in subgraph["links"] if link["origin_id"] != INPUTS
+    ]
     inside = {link for link, *_ in links}
     for node in subgraph["nodes"]:
         for entry in node["inputs"]:
@@ -33,8 +34,11 @@ def expanded(subgraph):
 
 
 def test_the_server_lists_them(server):
-    ours = [entry["name"] for entry in api.get(server, "/global_subgraphs").values()
-            if entry["info"]["node_pack"] == f"custom_nodes.{api.PACK}"]
+    ours = [
+        entry["name"]
+        for entry in api.get(server, "/global_subgraphs").values()
+        if entry["info"]["node_pack"] == f"custom_nodes.{api.PACK}"
+    ]
     assert sorted(ours) == [path.stem for path in BLUEPRINTS] != []
 
 
@@ -43,8 +47,9 @@ def test_the_node_shows_the_subgraphs_inputs_and_outputs(path):
     node, subgraph = parts(path)
     assert node["type"] == subgraph["id"]
     for slots in ("inputs", "outputs"):
-        assert [(slot["name"], slot["type"]) for slot in node[slots]] == \
-               [(slot["name"], slot["type"]) for slot in subgraph[slots]]
+        assert [(slot["name"], slot["type"]) for slot in node[slots]] == [
+            (slot["name"], slot["type"]) for slot in subgraph[slots]
+        ]
 
 
 @every_blueprint
@@ -53,8 +58,10 @@ def test_runs(server, path):
     prompt = as_prompt(for_nano(graph))
     [sigmas] = [node for node in prompt.values() if node["class_type"] == "KleinKitScheduler"]
     sigmas["inputs"]["steps"] = 2
-    prompt["save"] = {"class_type": "SaveImage", "inputs": {
-        "filename_prefix": "subgraph", "images": [str(output["origin_id"]), output["origin_slot"]]}}
+    prompt["save"] = {
+        "class_type": "SaveImage",
+        "inputs": {"filename_prefix": "subgraph", "images": [str(output["origin_id"]), output["origin_slot"]]},
+    }
     outcome = api.queue(server, prompt)
     assert outcome.error is None, api.sentences(outcome.error)
     assert len(api.pictures(server, outcome)) == 1

@@ -9,14 +9,24 @@ from kleinkit.harness import server as api
 from safetensors.torch import load_file
 from templates import as_prompt, install, of_type, templates
 
-LOADER = dict(text_encoder="auto", vae="auto", variant="auto", weight_dtype="default", distilled_cfg="ignore",
-              trim_text_encoder=True)
-SCHEDULER = {"width": 1024, "height": 1024, "denoise": 1.0, "denoise_mode": "ksampler", "spacing": "uniform",
-             "terminal": 0.0, "shift": "flux2"}
+LOADER = dict(
+    text_encoder="auto", vae="auto", variant="auto", weight_dtype="default", distilled_cfg="ignore", trim_text_encoder=True
+)
+SCHEDULER = {
+    "width": 1024,
+    "height": 1024,
+    "denoise": 1.0,
+    "denoise_mode": "ksampler",
+    "spacing": "uniform",
+    "terminal": 0.0,
+    "shift": "flux2",
+}
 # The outputs of KleinKitLoader that take the places of ComfyUI's loaders.
 OUTPUTS = {"UNETLoader": 0, "TinyCLIPLoader": 1, "VAELoader": 2}
-SKIP = ("KleinKitSkipLayerGuidance", dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block",
-                                          rescale=0.0))
+SKIP = (
+    "KleinKitSkipLayerGuidance",
+    dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
+)
 RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=False))
 
 
@@ -27,15 +37,18 @@ def run(server, prompt):
     files = {number: entry for number, output in outcome.outputs.items() for entry in output.get("latents", ())}
     assert len(files) == len(of_type(prompt, "SamplerCustomAdvanced"))
     assert len(api.pictures(server, outcome)) == len(of_type(prompt, "SaveImage"))
-    return {number: load_file(server.base / entry["type"] / entry["subfolder"] / entry["filename"])["latent_tensor"]
-            for number, entry in sorted(files.items())}
+    return {
+        number: load_file(server.base / entry["type"] / entry["subfolder"] / entry["filename"])["latent_tensor"]
+        for number, entry in sorted(files.items())
+    }
 
 
 def unequal(latents, others, tolerance=0.0):
     """Nodes whose latents differ by more than a share of their largest value."""
     assert latents.keys() == others.keys()
-    return [number for number, latent in latents.items()
-            if (latent - others[number]).abs().max() > tolerance * latent.abs().max()]
+    return [
+        number for number, latent in latents.items() if (latent - others[number]).abs().max() > tolerance * latent.abs().max()
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -89,17 +89,29 @@ def test_header_of_the_largest_size(tmp_path):
         read_header(path)
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-                           lambda children: (st.lists(children, max_size=4)
-                                             | st.dictionaries(st.text(max_size=10), children, max_size=4)),
-                           max_leaves=10)
-names = st.text(max_size=20) | st.sampled_from([
-    *klein(double_blocks=1, single_blocks=1), "model.layers.0.input_layernorm.weight",
-    "model.layers.0.self_attn.q_norm.weight", "decoder.conv_in.weight", "bn.running_mean", "__metadata__",
-    "_quantization_metadata"])
-entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "BF16", "U8", "F4"]) | json_values,
-                                 "shape": st.lists(st.integers(-1, 2**70), max_size=5) | json_values,
-                                 "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | json_values})
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=10), children, max_size=4),
+    max_leaves=10,
+)
+names = st.text(max_size=20) | st.sampled_from(
+    [
+        *klein(double_blocks=1, single_blocks=1),
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+        "decoder.conv_in.weight",
+        "bn.running_mean",
+        "__metadata__",
+        "_quantization_metadata",
+    ]
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "U8", "F4"]) | json_values,
+        "shape": st.lists(st.integers(-1, 2**70), max_size=5) | json_values,
+        "data_offsets": st.lists(st.integers(-1, 64), min_size=2, max_size=2) | json_values,
+    }
+)
 
 
 @st.composite
@@ -119,13 +131,15 @@ def whole_files(draw):
 
 
 @settings(max_examples=2000, deadline=1000, suppress_health_check=list(HealthCheck))
-@given(st.one_of(
-    st.binary(max_size=200),
-    st.builds(packed, st.binary(max_size=100), st.binary(max_size=20)),
-    st.builds(packed, json_values, st.binary(max_size=20)),
-    st.builds(packed, st.dictionaries(names, entries | json_values, max_size=6), st.binary(max_size=64)),
-    whole_files(),
-))
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.builds(packed, st.binary(max_size=100), st.binary(max_size=20)),
+        st.builds(packed, json_values, st.binary(max_size=20)),
+        st.builds(packed, st.dictionaries(names, entries | json_values, max_size=6), st.binary(max_size=64)),
+        whole_files(),
+    )
+)
 def test_fuzz(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(content)

@@ -31,7 +31,7 @@ def test_reads_only_the_header_of_18_gb(file, monkeypatch):
     found = inspect(path)
     assert found.parts[MODEL].size == "9B"
     with open(path, "rb") as start:
-        length, = struct.unpack("<Q", start.read(8))
+        (length,) = struct.unpack("<Q", start.read(8))
     assert length <= sum(read) <= length + 8 + io.DEFAULT_BUFFER_SIZE
 
 
@@ -44,8 +44,11 @@ def test_klein(file, shape, size, text_width, prefix):
 
 
 def test_all_in_one(file):
-    tensors = {**klein(prefix="model.diffusion_model."), **qwen3(prefix="text_encoders.qwen3_4b.transformer.model."),
-               **flux2_vae(prefix="vae.")}
+    tensors = {
+        **klein(prefix="model.diffusion_model."),
+        **qwen3(prefix="text_encoders.qwen3_4b.transformer.model."),
+        **flux2_vae(prefix="vae."),
+    }
     found = inspect(file(tensors))
     parts = found.parts
     assert {role: (part.architecture, part.prefix) for role, part in parts.items()} == {
@@ -61,13 +64,16 @@ def test_all_in_one(file):
 VISUAL = ("BF16", (1024, 1536))
 
 
-@pytest.mark.parametrize("tensors, hidden, layers, architecture", [
-    (qwen3(), 2560, 36, QWEN3),
-    (qwen3(hidden=4096, intermediate=12288), 4096, 36, QWEN3),
-    (qwen3(layers=27), 2560, 27, QWEN3),
-    (qwen3(prefix="model.language_model.") | {"model.visual.patch_embed.proj.weight": VISUAL}, 2560, 36, QWEN3_VL),
-    (qwen3() | {"visual.patch_embed.proj.weight": VISUAL}, 2560, 36, QWEN3_VL),
-])
+@pytest.mark.parametrize(
+    "tensors, hidden, layers, architecture",
+    [
+        (qwen3(), 2560, 36, QWEN3),
+        (qwen3(hidden=4096, intermediate=12288), 4096, 36, QWEN3),
+        (qwen3(layers=27), 2560, 27, QWEN3),
+        (qwen3(prefix="model.language_model.") | {"model.visual.patch_embed.proj.weight": VISUAL}, 2560, 36, QWEN3_VL),
+        (qwen3() | {"visual.patch_embed.proj.weight": VISUAL}, 2560, 36, QWEN3_VL),
+    ],
+)
 def test_text_encoder(file, tensors, hidden, layers, architecture):
     part = inspect(file(tensors)).parts[TEXT_ENCODER]
     assert (part.width, part.layers, part.architecture) == (hidden, (layers,), architecture)
@@ -76,13 +82,27 @@ def test_text_encoder(file, tensors, hidden, layers, architecture):
 QUANTISED = "double_blocks.0.img_attn.qkv"
 
 
-@pytest.mark.parametrize("change, metadata, weights", [
-    ({}, {}, "bf16"),
-    ({f"{QUANTISED}.weight": ("F8_E4M3", (9216, 3072)), f"{QUANTISED}.weight_scale": ("F32", ())},
-     {"_quantization_metadata": json.dumps({"layers": {QUANTISED: {"format": "float8_e4m3fn"}}})}, "float8_e4m3fn"),
-    ({f"{QUANTISED}.weight": ("U8", (9216, 1536)), f"{QUANTISED}.weight_scale": ("F8_E4M3", (9216, 192)),
-      f"{QUANTISED}.weight_scale_2": ("F32", ()), f"{QUANTISED}.comfy_quant": ("U8", (20,))}, {}, "nvfp4"),
-])
+@pytest.mark.parametrize(
+    "change, metadata, weights",
+    [
+        ({}, {}, "bf16"),
+        (
+            {f"{QUANTISED}.weight": ("F8_E4M3", (9216, 3072)), f"{QUANTISED}.weight_scale": ("F32", ())},
+            {"_quantization_metadata": json.dumps({"layers": {QUANTISED: {"format": "float8_e4m3fn"}}})},
+            "float8_e4m3fn",
+        ),
+        (
+            {
+                f"{QUANTISED}.weight": ("U8", (9216, 1536)),
+                f"{QUANTISED}.weight_scale": ("F8_E4M3", (9216, 192)),
+                f"{QUANTISED}.weight_scale_2": ("F32", ()),
+                f"{QUANTISED}.comfy_quant": ("U8", (20,)),
+            },
+            {},
+            "nvfp4",
+        ),
+    ],
+)
 def test_weights(file, change, metadata, weights):
     assert inspect(file(klein() | change, metadata=metadata)).parts[MODEL].weights == weights
 
@@ -96,20 +116,29 @@ def test_packed_text_width(file):
     assert inspect(file(klein() | {"txt_in.weight": ("U8", (3072, 3840))})).parts[MODEL].text_width == 7680
 
 
-@pytest.mark.parametrize("tensors, role, words", [
-    ({"double_blocks.0.img_mod.lin.weight": ("BF16", (18432, 3072))}, MODEL, "FLUX.1"),
-    ({"model.diffusion_model.input_blocks.0.0.weight": ("F16", (320, 4, 3, 3)),
-      "model.diffusion_model.label_emb.0.0.weight": ("F16", (1280, 2816))}, MODEL, "SDXL"),
-    ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (18432, 3072))}, MODEL, "Qwen-Image"),
-    (klein() | {"guidance_in.in_layer.weight": ("BF16", (3072, 256))}, MODEL, "FLUX.2 [dev]"),
-    (qwen3() | {"model.layers.0.self_attn.k_proj.bias": ("BF16", (512,))}, TEXT_ENCODER, "Qwen2.5"),
-    ({"encoder.block.0.layer.0.SelfAttention.k.weight": ("F16", (4096, 4096))}, TEXT_ENCODER, "T5"),
-    (flux2_vae(16), VAE, "FLUX.1's"),
-    (flux2_vae(4), VAE, "SDXL's"),
-    ({"x.lora_A.weight": ("F16", (4, 4))}, MODEL, "a LoRA"),
-    (qwen3(), MODEL, "Qwen3"),
-    ({"x": ("F16", (4, 4))}, MODEL, "nothing that KleinKit knows"),
-])
+@pytest.mark.parametrize(
+    "tensors, role, words",
+    [
+        ({"double_blocks.0.img_mod.lin.weight": ("BF16", (18432, 3072))}, MODEL, "FLUX.1"),
+        (
+            {
+                "model.diffusion_model.input_blocks.0.0.weight": ("F16", (320, 4, 3, 3)),
+                "model.diffusion_model.label_emb.0.0.weight": ("F16", (1280, 2816)),
+            },
+            MODEL,
+            "SDXL",
+        ),
+        ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (18432, 3072))}, MODEL, "Qwen-Image"),
+        (klein() | {"guidance_in.in_layer.weight": ("BF16", (3072, 256))}, MODEL, "FLUX.2 [dev]"),
+        (qwen3() | {"model.layers.0.self_attn.k_proj.bias": ("BF16", (512,))}, TEXT_ENCODER, "Qwen2.5"),
+        ({"encoder.block.0.layer.0.SelfAttention.k.weight": ("F16", (4096, 4096))}, TEXT_ENCODER, "T5"),
+        (flux2_vae(16), VAE, "FLUX.1's"),
+        (flux2_vae(4), VAE, "SDXL's"),
+        ({"x.lora_A.weight": ("F16", (4, 4))}, MODEL, "a LoRA"),
+        (qwen3(), MODEL, "Qwen3"),
+        ({"x": ("F16", (4, 4))}, MODEL, "nothing that KleinKit knows"),
+    ],
+)
 def test_says_what_else_it_is(file, tensors, role, words):
     assert words in inspect(file(tensors)).what(role)
 

@@ -20,22 +20,29 @@ def look(tmp_path):
     return lambda name, tensors, **kwargs: inspect(write(tmp_path / name, tensors, **kwargs))
 
 
-@pytest.mark.parametrize("name, metadata, folder_says, expected", [
-    # The published names: https://huggingface.co/Comfy-Org and black-forest-labs.
-    *[(f"flux-2-klein-{base}{size}{form}.safetensors", {}, None, "base" if base else "distilled")
-      for base in ("", "base-") for size in ("4b", "9b") for form in ("", "-fp8", "-nvfp4")],
-    *[(f"flux-2-klein-9b-kv{form}.safetensors", {}, None, "KV") for form in ("", "-fp8")],
-    ("sub/FLUX-2-klein-base-4B.safetensors", {}, None, "base"),
-    ("my-klein-base-v2.safetensors", {}, None, "base"),
-    ("my_klein_kv.safetensors", {}, None, "KV"),
-    ("my-klein-v2.safetensors", {}, None, "distilled"),
-    ("my-klein-v2.safetensors", {"is_distilled": "false"}, None, "base"),
-    ("finetune.safetensors", {"is_distilled": "true"}, None, "distilled"),
-    ("finetune.safetensors", {}, None, "base"),
-    ("database-klein.safetensors", {}, None, "distilled"),
-    ("flux-2-klein-4b", {}, False, "base"),
-    ("flux-2-klein-base-4b", {}, True, "distilled"),
-])
+@pytest.mark.parametrize(
+    "name, metadata, folder_says, expected",
+    [
+        # The published names: https://huggingface.co/Comfy-Org and black-forest-labs.
+        *[
+            (f"flux-2-klein-{base}{size}{form}.safetensors", {}, None, "base" if base else "distilled")
+            for base in ("", "base-")
+            for size in ("4b", "9b")
+            for form in ("", "-fp8", "-nvfp4")
+        ],
+        *[(f"flux-2-klein-9b-kv{form}.safetensors", {}, None, "KV") for form in ("", "-fp8")],
+        ("sub/FLUX-2-klein-base-4B.safetensors", {}, None, "base"),
+        ("my-klein-base-v2.safetensors", {}, None, "base"),
+        ("my_klein_kv.safetensors", {}, None, "KV"),
+        ("my-klein-v2.safetensors", {}, None, "distilled"),
+        ("my-klein-v2.safetensors", {"is_distilled": "false"}, None, "base"),
+        ("finetune.safetensors", {"is_distilled": "true"}, None, "distilled"),
+        ("finetune.safetensors", {}, None, "base"),
+        ("database-klein.safetensors", {}, None, "distilled"),
+        ("flux-2-klein-4b", {}, False, "base"),
+        ("flux-2-klein-base-4b", {}, True, "distilled"),
+    ],
+)
 def test_variant(name, metadata, folder_says, expected):
     variant = decide(name, metadata, folder_says=folder_says)
     assert variant.name == expected
@@ -49,10 +56,17 @@ def test_a_guess_says_so():
     assert "metadata say distilled" in decide("my-klein-base.safetensors", {"is_distilled": "true"}).reason
 
 
-@pytest.mark.parametrize("shape, encoder, does", [
-    ({}, dict(hidden=2560), True), ({}, dict(hidden=4096), False), ({}, dict(hidden=2560, layers=26), False),
-    ({}, dict(hidden=2560, layers=27), True), (NINE, dict(hidden=2560), False), (NINE, dict(hidden=4096), True),
-])
+@pytest.mark.parametrize(
+    "shape, encoder, does",
+    [
+        ({}, dict(hidden=2560), True),
+        ({}, dict(hidden=4096), False),
+        ({}, dict(hidden=2560, layers=26), False),
+        ({}, dict(hidden=2560, layers=27), True),
+        (NINE, dict(hidden=2560), False),
+        (NINE, dict(hidden=4096), True),
+    ],
+)
 def test_text_encoder_fits(look, shape, encoder, does):
     model, text_encoder = look("m.safetensors", klein(**shape)), look("t.safetensors", files.qwen3(**encoder))
     assert pairing.fits(model, TEXT_ENCODER, text_encoder) is does
@@ -70,15 +84,24 @@ def test_order_of_preference(look):
     found = [look(f"{name}.safetensors", files.qwen3(layers=27) | (visual if "vl" in name else {})) for name in names]
     found.sort(key=lambda checkpoint: pairing.rank(model, checkpoint))
     assert [checkpoint.name.removesuffix(".safetensors") for checkpoint in found] == [
-        "qwen_3_4b", "qwen_3_4b_fp8mixed", "aa", "aaa", "a-vl"]
+        "qwen_3_4b",
+        "qwen_3_4b_fp8mixed",
+        "aa",
+        "aaa",
+        "a-vl",
+    ]
 
 
 def test_misfit_says_what_to_do(look):
     model = look("flux-2-klein-9b.safetensors", klein(**NINE))
     four = look("qwen_3_4b.safetensors", files.qwen3())
     error = str(pairing.misfit(model, TEXT_ENCODER, four, ["qwen_3_8b.safetensors"]))
-    for part in ("flux-2-klein-9b.safetensors", "4096", "qwen_3_4b.safetensors is Qwen3 of width 2560",
-                 "these fit: qwen_3_8b.safetensors"):
+    for part in (
+        "flux-2-klein-9b.safetensors",
+        "4096",
+        "qwen_3_4b.safetensors is Qwen3 of width 2560",
+        "these fit: qwen_3_8b.safetensors",
+    ):
         assert part in error
     assert "put qwen_3_8b.safetensors into models/text_encoders" in str(pairing.misfit(model, TEXT_ENCODER, None, []))
     error = str(pairing.misfit(model, VAE, look("ae.safetensors", flux2_vae(16)), []))
@@ -103,26 +126,42 @@ def test_model_is_checked_whole(look):
 
 
 def test_quantised_rows_are_not_packed(look):
-    packed = {"double_blocks.0.img_attn.qkv.weight": ("U8", (9216, 1536)),
-              "double_blocks.0.img_attn.qkv.weight_scale_2": ("F32", ())}
+    packed = {
+        "double_blocks.0.img_attn.qkv.weight": ("U8", (9216, 1536)),
+        "double_blocks.0.img_attn.qkv.weight_scale_2": ("F32", ()),
+    }
     pairing.check_model(look("fp4.safetensors", klein() | packed))
 
 
-@pytest.mark.parametrize("layers, trim, expected", [
-    (36, True, {"num_hidden_layers": 27, "final_norm": False, "lm_head": False}),
-    (36, False, {"num_hidden_layers": 36}),
-    (27, False, {"num_hidden_layers": 27, "final_norm": False, "lm_head": False}),
-])
+@pytest.mark.parametrize(
+    "layers, trim, expected",
+    [
+        (36, True, {"num_hidden_layers": 27, "final_norm": False, "lm_head": False}),
+        (36, False, {"num_hidden_layers": 36}),
+        (27, False, {"num_hidden_layers": 27, "final_norm": False, "lm_head": False}),
+    ],
+)
 def test_text_encoder_config(look, layers, trim, expected):
-    shape = {"hidden_size": 2560, "vocab_size": 151936, "intermediate_size": 9728, "num_attention_heads": 32,
-             "num_key_value_heads": 8}
+    shape = {
+        "hidden_size": 2560,
+        "vocab_size": 151936,
+        "intermediate_size": 9728,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
     assert qwen3.config(look("t.safetensors", files.qwen3(layers=layers)), trim=trim) == shape | expected
 
 
 def test_trimmed_keys():
-    keys = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.26.mlp.up_proj.weight",
-            "model.layers.27.mlp.up_proj.weight", "model.layers.35.mlp.up_proj.weight", "model.norm.weight",
-            "model.lm_head.weight"]
+    keys = [
+        "model.embed_tokens.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.26.mlp.up_proj.weight",
+        "model.layers.27.mlp.up_proj.weight",
+        "model.layers.35.mlp.up_proj.weight",
+        "model.norm.weight",
+        "model.lm_head.weight",
+    ]
     assert [qwen3.plain_key(key, "", trim=True) for key in keys] == keys[:3] + [None] * 4
     assert [qwen3.plain_key(key, "", trim=False) for key in keys] == keys
     assert qwen3.plain_key("lm_head.weight", "", trim=True) is None
@@ -149,15 +188,26 @@ def test_taef2(models, tmp_path):
 
 
 def test_info_is_one_paragraph(look):
-    info = paragraph(look("flux-2-klein-9b-kv.safetensors", klein(**NINE)),
-                     look("qwen_3_8b.safetensors", files.qwen3(hidden=4096)),
-                     look("flux2-vae.safetensors", flux2_vae()), Variant(True, "by its official name", kv=True),
-                     trim=True, ignore_cfg=True, chosen={TEXT_ENCODER})
+    info = paragraph(
+        look("flux-2-klein-9b-kv.safetensors", klein(**NINE)),
+        look("qwen_3_8b.safetensors", files.qwen3(hidden=4096)),
+        look("flux2-vae.safetensors", flux2_vae()),
+        Variant(True, "by its official name", kv=True),
+        trim=True,
+        ignore_cfg=True,
+        chosen={TEXT_ENCODER},
+    )
     assert "\n" not in info
-    for part in ("flux-2-klein-9b-kv.safetensors is FLUX.2 [klein] 9B", "KV, by its official name",
-                 "4 steps and cfg 1", "FluxKVCache", "A cfg above 1 counts as 1",
-                 "qwen_3_8b.safetensors (chosen by auto)", "27 of its 36 layers",
-                 "flux2-vae.safetensors, FLUX.2's VAE"):
+    for part in (
+        "flux-2-klein-9b-kv.safetensors is FLUX.2 [klein] 9B",
+        "KV, by its official name",
+        "4 steps and cfg 1",
+        "FluxKVCache",
+        "A cfg above 1 counts as 1",
+        "qwen_3_8b.safetensors (chosen by auto)",
+        "27 of its 36 layers",
+        "flux2-vae.safetensors, FLUX.2's VAE",
+    ):
         assert part in info
 
 
@@ -167,8 +217,11 @@ class TestFolder:
     @pytest.fixture
     def folder(self, tmp_path):
         folder = tmp_path / "klein"
-        for name, tensors in (("transformer/diffusion_pytorch_model", {"x_embedder.weight": ("F32", (4, 4))}),
-                              ("text_encoder/model", files.qwen3()), ("vae/diffusion_pytorch_model", flux2_vae())):
+        for name, tensors in (
+            ("transformer/diffusion_pytorch_model", {"x_embedder.weight": ("F32", (4, 4))}),
+            ("text_encoder/model", files.qwen3()),
+            ("vae/diffusion_pytorch_model", flux2_vae()),
+        ):
             write(folder / f"{name}.safetensors", tensors)
         self.index(folder, {"_class_name": "Flux2KleinPipeline", "is_distilled": True})
         return folder
@@ -177,34 +230,45 @@ class TestFolder:
     def index(folder, content):
         (folder / "model_index.json").write_text(content if isinstance(content, str) else json.dumps(content))
 
-    @pytest.mark.parametrize("content, says", [
-        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, True),
-        ({"_class_name": "Flux2KleinPipeline", "is_distilled": False}, False),
-        ({"_class_name": "Flux2KleinPipeline"}, None),
-        ({"_class_name": "Flux2KleinKVPipeline"}, True),
-    ])
+    @pytest.mark.parametrize(
+        "content, says",
+        [
+            ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, True),
+            ({"_class_name": "Flux2KleinPipeline", "is_distilled": False}, False),
+            ({"_class_name": "Flux2KleinPipeline"}, None),
+            ({"_class_name": "Flux2KleinKVPipeline"}, True),
+        ],
+    )
     def test_is_distilled(self, folder, content, says):
         self.index(folder, content)
         assert inspect_folder(folder).is_distilled is says
 
-    @pytest.mark.parametrize("content, words", [
-        ({"_class_name": "StableDiffusionXLPipeline"}, "for 'StableDiffusionXLPipeline', not for FLUX.2"),
-        ({}, "for 'None'"), ("{", "model_index.json is damaged"), ("[]", "model_index.json is damaged"),
-        ("[" * 100_000, "is damaged"),
-    ])
+    @pytest.mark.parametrize(
+        "content, words",
+        [
+            ({"_class_name": "StableDiffusionXLPipeline"}, "for 'StableDiffusionXLPipeline', not for FLUX.2"),
+            ({}, "for 'None'"),
+            ("{", "model_index.json is damaged"),
+            ("[]", "model_index.json is damaged"),
+            ("[" * 100_000, "is damaged"),
+        ],
+    )
     def test_bad_index(self, folder, content, words):
         self.index(folder, content)
         with pytest.raises(CheckpointError) as error:
             inspect_folder(folder)
         assert words in str(error.value)
 
-    @pytest.mark.parametrize("shard, words", [
-        ("model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors does not exist"),
-        ("../vae/diffusion_pytorch_model.safetensors", "not a file beside it"),
-        ("/etc/passwd", "not a file beside it"),
-        ("a.bin", "not a file beside it"),
-        (7, "not a file beside it"),
-    ])
+    @pytest.mark.parametrize(
+        "shard, words",
+        [
+            ("model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors does not exist"),
+            ("../vae/diffusion_pytorch_model.safetensors", "not a file beside it"),
+            ("/etc/passwd", "not a file beside it"),
+            ("a.bin", "not a file beside it"),
+            (7, "not a file beside it"),
+        ],
+    )
     def test_bad_shard(self, folder, shard, words):
         (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
         with pytest.raises(CheckpointError) as error:

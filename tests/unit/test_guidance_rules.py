@@ -128,9 +128,7 @@ ALL_RULES = {
 def guided(rules, predictions, cfg):
     step = plan_step(rules, 0, 8, 1.0, cfg)
     names = [name for name in ("cond", "uncond", "image", "skip") if name in step.passes]
-    velocities = Velocities(
-        predictions["x"], **{"cond": predictions["cond"], **{name: predictions[name] for name in names}}
-    )
+    velocities = Velocities(predictions["x"], **{"cond": predictions["cond"], **{name: predictions[name] for name in names}})
     result = stack.guide(rules, velocities, step)
     return stack.combined(velocities, step).guided if result is None else result
 

@@ -59,8 +59,11 @@ def test_a_wrong_attribute_is_wrong_and_the_others_stay_right(attribute, scenes,
     drawn = scenes.copy()
     # Never to the other colour of the picture, which could not be seen.
     for scene in drawn:
-        scene[column] = next(value for step in range(1, size) if (value := (scene[column] + step) % size)
-                             not in scene[[1, 4]] or attribute not in ("colour", "background"))
+        scene[column] = next(
+            value
+            for step in range(1, size)
+            if (value := (scene[column] + step) % size) not in scene[[1, 4]] or attribute not in ("colour", "background")
+        )
     shares = metrics.adherence(metrics.from_signed(world.draw(drawn, rng)), scenes)
     assert shares.pop(attribute) == 0
     shares.pop("all")

@@ -8,8 +8,18 @@ import torch
 from kleinkit.nano import train, world
 from kleinkit.nano.prompts import FIXED, LENGTH, Table
 
-OPTIONS = {"stage": 1, "steps": 6, "until": 6, "batch": 2, "pads": 2, "rate": 1e-3, "report": 100, "clean": 3,
-           "misnamed": 0.3, "mismatched": 0.3}
+OPTIONS = {
+    "stage": 1,
+    "steps": 6,
+    "until": 6,
+    "batch": 2,
+    "pads": 2,
+    "rate": 1e-3,
+    "report": 100,
+    "clean": 3,
+    "misnamed": 0.3,
+    "mismatched": 0.3,
+}
 NOISE = 0.3
 
 

@@ -21,8 +21,8 @@ def picture(height, width, seed=0, batch=1, channels=3):
 def places(page, image):
     """Where a picture lies on a page, pixel by pixel: `[(top, left), …]`."""
     height, width = image.shape[:2]
-    corners = (page[0, :page.shape[1] - height + 1, :page.shape[2] - width + 1] == image[0, 0]).all(-1).nonzero().tolist()
-    return [(top, left) for top, left in corners if torch.equal(page[0, top:top + height, left:left + width], image)]
+    corners = (page[0, : page.shape[1] - height + 1, : page.shape[2] - width + 1] == image[0, 0]).all(-1).nonzero().tolist()
+    return [(top, left) for top, left in corners if torch.equal(page[0, top : top + height, left : left + width], image)]
 
 
 def is_ink(page):
@@ -56,20 +56,29 @@ def test_opacity_shows_the_paper_and_grey_is_grey():
     assert torch.equal(page[0, 50, 114:214], torch.full((100, 3), 0.25))
 
 
-@pytest.mark.parametrize("labels, wanted", [
-    (["a", "b"], ["a", "a", "b"]), (["a", "b", "c"], ["a", "b", "c"]), (["a"], ["a", "", ""]), ([], ["", "", ""]),
-])
+@pytest.mark.parametrize(
+    "labels, wanted",
+    [
+        (["a", "b"], ["a", "a", "b"]),
+        (["a", "b", "c"], ["a", "b", "c"]),
+        (["a"], ["a", "", ""]),
+        ([], ["", "", ""]),
+    ],
+)
 def test_a_label_belongs_to_an_entry_or_to_a_picture(labels, wanted):
     assert module.one_each([picture(8, 8, batch=2), picture(8, 8)], labels)[1] == wanted
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (([picture(8, 8)], ["a", "b"]), "Expected `labels` to be no more than the 1 pictures, but got 2."),
-    (([],), "Expected `images` to be one picture or more, but got 0."),
-    (([picture(8, 8)], [], 0), "Expected `columns` to be a whole number between 1 and 64, but got 0."),
-    (([picture(8, 8)], ["x" * 1001]), "Expected `labels` to be at most 1000 characters long, but got 'xxx"),
-    (([picture(8, 8)], [], 4, "x" * 1001), "Expected `title` to be at most 1000 characters long, but got 'xxx"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (([picture(8, 8)], ["a", "b"]), "Expected `labels` to be no more than the 1 pictures, but got 2."),
+        (([],), "Expected `images` to be one picture or more, but got 0."),
+        (([picture(8, 8)], [], 0), "Expected `columns` to be a whole number between 1 and 64, but got 0."),
+        (([picture(8, 8)], ["x" * 1001]), "Expected `labels` to be at most 1000 characters long, but got 'xxx"),
+        (([picture(8, 8)], [], 4, "x" * 1001), "Expected `title` to be at most 1000 characters long, but got 'xxx"),
+    ],
+)
 def test_what_does_not_fit(arguments, sentence):
     with pytest.raises(ValueError) as error:
         sheet(*arguments)
@@ -116,8 +125,11 @@ def test_a_font_that_knows_the_letters_is_taken(monkeypatch):
 
 def test_text_is_readable():
     """WCAG's contrast for small text is 4.5."""
+
     def luminance(color):
-        return sum(weight * (part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4)
-                   for weight, part in zip((0.2126, 0.7152, 0.0722), color))
+        return sum(
+            weight * (part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4)
+            for weight, part in zip((0.2126, 0.7152, 0.0722), color)
+        )
 
     assert (luminance(PAPER) + 0.05) / (luminance(INK) + 0.05) > 7

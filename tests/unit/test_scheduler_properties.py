@@ -33,9 +33,14 @@ def shifts(draw):
 
 @st.composite
 def schedules(draw, modes=DENOISE_MODES, spacings=tuple(SPACINGS), terminals=NO_TERMINAL | TERMINALS):
-    return Schedule(steps=draw(ALL_STEPS | st.integers(1, 300)), denoise=draw(st.floats(0.25, 1.0) | st.just(1.0)),
-                    denoise_mode=draw(st.sampled_from(modes)), shift=draw(shifts()),
-                    spacing=draw(st.sampled_from(spacings)), terminal=draw(terminals))
+    return Schedule(
+        steps=draw(ALL_STEPS | st.integers(1, 300)),
+        denoise=draw(st.floats(0.25, 1.0) | st.just(1.0)),
+        denoise_mode=draw(st.sampled_from(modes)),
+        shift=draw(shifts()),
+        spacing=draw(st.sampled_from(spacings)),
+        terminal=draw(terminals),
+    )
 
 
 @given(schedules(), TOKENS)

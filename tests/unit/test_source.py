@@ -8,21 +8,44 @@ import pytest
 
 ROOT = tasks.ROOT
 LEFT_OUT = {line.strip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").split()}
-SHIPPED = [path for folder in sorted(ROOT.iterdir())
-           if folder.name not in LEFT_OUT and not folder.name.startswith((".", "__pycache__"))
-           for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))]
+SHIPPED = [
+    path
+    for folder in sorted(ROOT.iterdir())
+    if folder.name not in LEFT_OUT and not folder.name.startswith((".", "__pycache__"))
+    for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
+]
 PYTHON = [path for path in SHIPPED if path.suffix == ".py"]
 SCRIPTS = [path for path in SHIPPED if path.suffix == ".js"]
 
 # What of the standard library neither runs programs, nor talks to others, nor makes objects out of bytes.
-HARMLESS = {"bisect", "collections", "contextlib", "copy", "dataclasses", "decimal", "enum", "functools", "inspect", "io",
-            "itertools", "json", "logging", "math", "os", "pathlib", "re", "stat", "struct", "time", "typing"}
+HARMLESS = {
+    "bisect",
+    "collections",
+    "contextlib",
+    "copy",
+    "dataclasses",
+    "decimal",
+    "enum",
+    "functools",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "logging",
+    "math",
+    "os",
+    "pathlib",
+    "re",
+    "stat",
+    "struct",
+    "time",
+    "typing",
+}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "nodes", "server"}
 IMPORTED_AS = {"PIL": "pillow"}
 OF_OS = {"os.path", "os.stat", "os.fstat"}
 NEVER = {"eval", "exec", "compile", "__import__", "breakpoint", "torch.load", "numpy.load", "np.load"}
-WRITES = {"write_text", "write_bytes", "unlink", "rmdir", "rmtree", "mkdir", "rename", "symlink_to", "touch", "savefig",
-          "save"}
+WRITES = {"write_text", "write_bytes", "unlink", "rmdir", "rmtree", "mkdir", "rename", "symlink_to", "touch", "savefig", "save"}
 
 HTML = r"innerHTML|outerHTML|insertAdjacentHTML|srcdoc|createContextualFragment|DOMParser|document\.write"
 CODE = r"\beval\b|\bFunction\(|\bimport\(|importScripts|set(?:Timeout|Interval)\(\s*[\"'`]"
@@ -77,8 +100,9 @@ def relative(paths):
 
 
 def test_the_list_of_what_ships_is_whole():
-    assert {"__init__.py", "nodes/loader.py", "guidance/cfg.py", "scheduler/mu.py", "checkpoint/header.py"
-            } <= set(relative(PYTHON))
+    assert {"__init__.py", "nodes/loader.py", "guidance/cfg.py", "scheduler/mu.py", "checkpoint/header.py"} <= set(
+        relative(PYTHON)
+    )
     assert SCRIPTS and not any(path.startswith(("tests/", "nano/")) for path in relative(SHIPPED))
 
 
@@ -92,19 +116,44 @@ def test_scripts_show_text_as_text_and_talk_to_their_server_only(path):
     assert re.findall(f"{HTML}|{CODE}|{NETWORK}", (ROOT / path).read_text("utf-8")) == []
 
 
-@pytest.mark.parametrize("text", [
-    "import pickle", "from subprocess import run", "import urllib.request", "from aiohttp import ClientSession",
-    "import aiohttp", "import requests", "import ctypes", "import os\nos.system('x')", "import os\nos.remove('x')",
-    "eval('1')", "exec('1')", "open('x', 'w')", "open('x', mode='wb')", "import torch\ntorch.load('x')",
-    "import numpy as np\nnp.load('x')", "load('x', allow_pickle=True)", "path.write_text('x')",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from subprocess import run",
+        "import urllib.request",
+        "from aiohttp import ClientSession",
+        "import aiohttp",
+        "import requests",
+        "import ctypes",
+        "import os\nos.system('x')",
+        "import os\nos.remove('x')",
+        "eval('1')",
+        "exec('1')",
+        "open('x', 'w')",
+        "open('x', mode='wb')",
+        "import torch\ntorch.load('x')",
+        "import numpy as np\nnp.load('x')",
+        "load('x', allow_pickle=True)",
+        "path.write_text('x')",
+    ],
+)
 def test_such_a_source_would_be_found(text):
     assert list(breaches(text))
 
 
-@pytest.mark.parametrize("text", [
-    "label.innerHTML = text", "eval(text)", "new Function(text)", "import(url)", "setTimeout('x()', 1)",
-    "fetch('/prompt')", "new WebSocket(url)", "const url = 'https://example.com'",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label.innerHTML = text",
+        "eval(text)",
+        "new Function(text)",
+        "import(url)",
+        "setTimeout('x()', 1)",
+        "fetch('/prompt')",
+        "new WebSocket(url)",
+        "const url = 'https://example.com'",
+    ],
+)
 def test_such_a_script_would_be_found(text):
     assert re.findall(f"{HTML}|{CODE}|{NETWORK}", text)

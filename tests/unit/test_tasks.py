@@ -226,17 +226,24 @@ def test_unknown_benchmark():
 
 
 def test_code_is_clean():
-    run = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."],
-                         cwd=tasks.ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."],
+        cwd=tasks.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.parametrize("file, found, expected", [
-    ("README.md", r"tested with ([^;]+)\.\s+Take", list(tasks.RELEASES)),
-    (".github/workflows/test.yml", r"comfyui: \[(.+)\]", list(tasks.RELEASES)),
-    ("pyproject.toml", r"requires-comfyui = (.+)", [OLDEST]),
-    ("compat.py", r"OLDEST = (.+)", [OLDEST]),
-])
+@pytest.mark.parametrize(
+    "file, found, expected",
+    [
+        ("README.md", r"tested with ([^;]+)\.\s+Take", list(tasks.RELEASES)),
+        (".github/workflows/test.yml", r"comfyui: \[(.+)\]", list(tasks.RELEASES)),
+        ("pyproject.toml", r"requires-comfyui = (.+)", [OLDEST]),
+        ("compat.py", r"OLDEST = (.+)", [OLDEST]),
+    ],
+)
 def test_releases_that_are_named_are_those_that_are_tested(file, found, expected):
     [text] = re.findall(found, (tasks.ROOT / file).read_text("utf-8"))
     assert re.findall(r"\d+\.\d+\.\d+", text) == expected

@@ -18,8 +18,18 @@ KEY = "kleinkit_test_fault"
 # Audit events of talking to others, of starting programs, of making objects from bytes, and of writing.
 TALKS = {"socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
 STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
-CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
-           "shutil.rmtree", "shutil.move"}
+CHANGES = {
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+    "shutil.move",
+}
 events = []
 
 
@@ -62,8 +72,14 @@ def not_a_number(module, args):
     return (args[0] * float("nan"), *args[1:])
 
 
-FAULTS = {"error": fail, "out of memory": run_out_of_memory, "interrupt": interrupt, "nan": not_a_number, "kill": kill,
-          "misbehave": misbehave}
+FAULTS = {
+    "error": fail,
+    "out of memory": run_out_of_memory,
+    "interrupt": interrupt,
+    "nan": not_a_number,
+    "kill": kill,
+    "misbehave": misbehave,
+}
 
 
 def break_pass(model, fault, call, calls=None):

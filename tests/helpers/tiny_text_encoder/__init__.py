@@ -20,8 +20,9 @@ class TinyCLIPLoader:
 
     def load(self, clip_name, type, device="default"):
         weights = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("text_encoders", clip_name))
-        first = {name: weights[f"model.layers.0.{name}_proj.weight"].shape[0]
-                 for name in ("mlp.gate", "self_attn.q", "self_attn.k")}
+        first = {
+            name: weights[f"model.layers.0.{name}_proj.weight"].shape[0] for name in ("mlp.gate", "self_attn.q", "self_attn.k")
+        }
         config = {
             "hidden_size": weights["model.norm.weight"].shape[0],
             "intermediate_size": first["mlp.gate"],
@@ -29,8 +30,14 @@ class TinyCLIPLoader:
             "num_key_value_heads": first["self_attn.k"] // HEAD,
         }
         target = ClipTarget(flux.KleinTokenizer, flux.klein_te(**llama_detect(weights)))
-        return (comfy.sd.CLIP(target, parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights],
-                              model_options={"qwen3_4b_model_config": config}),)
+        return (
+            comfy.sd.CLIP(
+                target,
+                parameters=comfy.utils.calculate_parameters(weights),
+                state_dict=[weights],
+                model_options={"qwen3_4b_model_config": config},
+            ),
+        )
 
 
 NODE_CLASS_MAPPINGS = {"TinyCLIPLoader": TinyCLIPLoader}
