@@ -4,7 +4,9 @@ from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import CallbacksMP, WrappersMP, merge_nested_dicts
 from comfy.samplers import calc_cond_batch
 
-from .sampling import run_of
+from ..guidance.base_uncond import BaseUncond
+from .counting import counting
+from .run import run_of
 
 BASE = "kleinkit_base"
 
@@ -39,6 +41,7 @@ def with_base(model, base):
 
 
 def base_of(patcher):
+    """The base model of a patcher that has one."""
     return patcher.get_additional_models_with_key(BASE)[0]
 
 
@@ -48,21 +51,27 @@ def describe(model):
 
 
 def calc_cond_batch_with_base(executor, model, conds, x, timestep, model_options):
-    """ComfyUI's batch of passes, its negative taken out and run on the base model."""
+    """ComfyUI's batch of passes, those of the negative prompt taken out and run on the base model."""
     run = run_of(model_options)
-    alone = run is not None and run.step is not None and run.step.passes == ("uncond",)
-    index = 0 if alone else 1
-    if index >= len(conds) or conds[index] is None:
+    found = model.current_patcher.get_additional_models_with_key(BASE)
+    theirs = [] if run is None else [i for i, cond in enumerate(conds) if cond and run.is_negative(cond[0]["uuid"], i)]
+    if run and theirs and not found:
+        run.warn(
+            f"{BaseUncond.title} has no effect: the sampler's guider runs the negative on a model of its own. Remove one of "
+            "the two."
+        )
+    if not (theirs and found):
         return executor(model, conds, x, timestep, model_options)
-    base = base_of(model.current_patcher)
+    [base] = found
     options = create_model_options_clone(base.model_options)
     transformer_options = options.setdefault("transformer_options", {})
     transformer_options["sample_sigmas"] = model_options["transformer_options"]["sample_sigmas"]
     merge_nested_dicts(transformer_options.setdefault("wrappers", {}), base.wrappers, copy_dict1=False)
-    if run is not None and run.watch is not None:
-        options["transformer_options"] = run.watch.counting(transformer_options)
-    # Hooks of a conditioning are registered on the model they were made for, not on the base.
-    negative = [{key: value for key, value in cond.items() if key != "hooks"} for cond in conds[index]]
-    out = list(executor(model, [None if i == index else cond for i, cond in enumerate(conds)], x, timestep, model_options))
-    out[index] = calc_cond_batch(base.model, [negative], x, timestep, options)[0]
+    options["transformer_options"] = counting(transformer_options, run)
+    rest = [None if i in theirs else cond for i, cond in enumerate(conds)]
+    out = list(executor(model, rest, x, timestep, model_options))
+    for i in theirs:
+        # Hooks of a conditioning are registered on the model they were made for, not on the base.
+        negative = [{key: value for key, value in cond.items() if key != "hooks"} for cond in conds[i]]
+        out[i] = calc_cond_batch(base.model, [negative], x, timestep, options)[0]
     return out

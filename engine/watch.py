@@ -4,17 +4,13 @@ import math
 import time
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..guidance.plan import step_index
 from ..report.measure import MEASURES, measure
 from ..report.record import RunRecord
-from .skip_pass import blocks_of, is_compiled
 
 PROBES = "kleinkit_probes"
-COUNT = "kleinkit_count"
 EVENT = "kleinkit.probe"
 MOST_RUNS = 256
 
@@ -62,41 +58,22 @@ class Probe:
 class Watch:
     """Records the model calls of one run for its probes: one host synchronisation a call, after the model."""
 
-    def __init__(self, probes, sigmas, shape, rules):
+    def __init__(self, probes, run, shape):
         context = get_executing_context()
-        self.probes = probes
+        self.probes, self.of = probes, run
         self.run = RunRecord(
-            context and context.node_id, context and context.prompt_id, [rule.node for rule in rules], list(shape), sigmas
+            context and context.node_id,
+            context and context.prompt_id,
+            [rule.node for rule in run.rules],
+            list(shape),
+            run.sigmas,
         )
         for probe in probes:
             probe.begin(self.run)
-        self.step = None
         self.begin()
 
-    def counting(self, transformer_options):
-        """The options of a run, or of its passes on another model, with every model call counted."""
-        wrappers = transformer_options.get("wrappers", {})
-        apply_model = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), COUNT: [self.count]}
-        return {**transformer_options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: apply_model}}
-
-    def count(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        """Wrapper of ComfyUI's `apply_model`: how many passes share the call, and how many blocks it runs."""
-        passes = len(transformer_options.get("cond_or_uncond", (0,)))
-        # A compiled model would be compiled anew.
-        compiled = is_compiled({"transformer_options": transformer_options})
-        blocks = [] if compiled else [block for kind in blocks_of(executor.class_obj).values() for block in kind]
-        ran = []
-        hooks = [block.register_forward_pre_hook(lambda *_: ran.append(passes)) for block in blocks]
-        try:
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            # Several devices call at once: one append is one.
-            self.counted.append((passes, sum(ran) if blocks else None))
-
     def begin(self):
-        self.counted, self.cfg, self.cond, self.uncond = [], None, None, None
+        self.cfg, self.cond, self.uncond = None, None, None
         self.started = time.perf_counter()
 
     def see(self, cfg, cond, uncond):
@@ -108,13 +85,13 @@ class Watch:
         sigma, *values = torch.cat([sigma[None], measure(x, sigma, denoised, self.cond, self.uncond)]).tolist()
         milliseconds = (time.perf_counter() - self.started) * 1000.0
         self.cond = self.uncond = None
-        self.step = step_index(sigma, self.run.sigmas, self.step)
-        blocks = [count for _, count in self.counted]
+        step = self.of.index if self.of.rules else self.of.enter(sigma, {})
+        blocks = [call.blocks for call in self.of.model_calls]
         call = {
-            "step": self.step,
+            "step": step,
             "sigma": finite(sigma),
             "cfg": None if self.cfg is None else finite(self.cfg),
-            "passes": sum(count for count, _ in self.counted),
+            "passes": sum(len(call.rows) for call in self.of.model_calls),
             "blocks": None if None in blocks else sum(blocks),
             **{name: finite(value) for name, value in zip(MEASURES, values)},
             "milliseconds": round(milliseconds, 2),

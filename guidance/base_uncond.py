@@ -14,4 +14,5 @@ class BaseUncond(Rule):
     """
 
     node: ClassVar[str] = "KleinKitBaseUncond"
+    title: ClassVar[str] = "Klein Base Uncond"
     order: ClassVar[int] = BASE

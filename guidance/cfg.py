@@ -139,6 +139,7 @@ class CFG(Rule):
     """The sampler's cfg on a schedule; a step off the schedule is `unguided`, one pass either way."""
 
     node: ClassVar[str] = "KleinKitCFG"
+    title: ClassVar[str] = "Klein CFG"
     order: ClassVar[int] = SCHEDULE
     schedule: Constant | Interval | Skip | Diminishing | Curve = Constant()
     unguided: str = "conditional"

@@ -1,14 +1,18 @@
 """Guidance by the reference image and by the text, each with its own scale."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from ..checks import number
 from .cfg import combine
-from .rule import COMBINE, Rule
+from .rule import COMBINE, COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
+
+IMAGE = "image"
 
 
-def image_cfg(cond, uncond, image, cfg, image_scale):
+def image_cfg(cond: torch.Tensor, uncond: torch.Tensor, image: torch.Tensor, cfg: float, image_scale: float) -> torch.Tensor:
     """v(∅,∅) + s_i (v(img,∅) − v(∅,∅)) + w (v(img,txt) − v(img,∅)).
 
     Source: InstructPix2Pix, arXiv 2211.09800, eq. 3; STIV, arXiv 2412.07730; Open-Sora 2, arXiv 2503.09642.
@@ -25,22 +29,44 @@ def image_cfg(cond, uncond, image, cfg, image_scale):
     return combine(uncond, image, image_scale) + (cond - uncond) * cfg
 
 
+def without_references(conds: list[dict]) -> list[dict]:
+    """ComfyUI's conditionings without their reference latents.
+
+    Raises:
+        ValueError: none of them has any.
+    """
+    if not any("ref_latents" in cond["model_conds"] for cond in conds):
+        raise ValueError(
+            "The negative prompt has no reference latent, so there is nothing to compare with: put ReferenceLatent behind "
+            "the negative prompt too."
+        )
+    return [
+        {**cond, "model_conds": {k: v for k, v in cond["model_conds"].items() if not k.startswith("ref_latents")}}
+        for cond in conds
+    ]
+
+
 @dataclass(frozen=True)
 class ImageCFG(Rule):
     """Guide by the reference latents with a scale of their own."""
 
     node: ClassVar[str] = "KleinKitImageCFG"
+    title: ClassVar[str] = "Klein Image CFG"
     order: ClassVar[int] = COMBINE
     image_scale: float = 1.0
 
     def __post_init__(self):
         number("image_scale", self.image_scale, 0.0, 100.0)
 
-    def needs(self, step):
-        return ("cond", "uncond", "image") if step.guided and self.image_scale != 1.0 else ()
+    @property
+    def passes(self) -> tuple[ExtraPass, ...]:
+        return (ExtraPass(IMAGE, of=UNCOND, conds=without_references),)
 
-    def transform(self, velocities, step):
-        if velocities.image is None or velocities.uncond is None:
-            return velocities
+    def needs(self, step: Step) -> tuple[str, ...]:
+        return (COND, UNCOND, IMAGE) if step.guided and self.image_scale != 1.0 else ()
+
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities
-        return replace(v, guided=image_cfg(v.cond, v.uncond, v.image, step.cfg, self.image_scale))
+        if v.uncond is None or IMAGE not in v.extra:
+            return v
+        return replace(v, guided=image_cfg(v.cond, v.uncond, v.extra[IMAGE], step.cfg, self.image_scale))

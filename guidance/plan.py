@@ -1,26 +1,32 @@
 """Which passes every step needs: a pure function of the rules, the sigmas and cfg. Nothing else decides whether a pass runs."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from .rule import PASSES, Step
+from .rule import COND, UNCOND, Rule, Step
+from .stack import ordered
 
 TOLERANCE = 1e-6
 
 
-def step_index(sigma, sigmas, previous=None):
+def step_index(
+    sigma: float, sigmas: Sequence[float], previous: int | None = None, counted: tuple[int, int] | None = None
+) -> int:
     """The step of a run that a model call belongs to.
 
     A call at a step's own sigma is that step's; a call between two sigmas belongs to the step that leads from one to the
     other, down or up. Where several steps fit, the first that is not before `previous` counts, and of equal neighbours
     each call is the next. A sampler's second call at the sigma of the next step (heun) counts as the next step's.
+    Where sigma is no step's own, it may have been altered: then the sampler's own count decides.
 
     Args:
         sigma: of the call.
         sigmas: of the run, n + 1 of them.
         previous: step of the call before, or None.
+        counted: the first and the last step that the sampler's own count allows, or None where it does not count.
     Returns:
         The index, 0 to n − 1.
     """
@@ -32,6 +38,11 @@ def step_index(sigma, sigmas, previous=None):
         fitting = np.flatnonzero(starts == starts[nearest])
     else:
         fitting = np.flatnonzero((np.minimum(starts, ends) < sigma) & (sigma < np.maximum(starts, ends)))
+        if counted:
+            first, last = (min(bound, len(starts) - 1) for bound in counted)
+            fitting = fitting[(first <= fitting) & (fitting <= last)]
+            if not len(fitting):
+                return last
     if not len(fitting):
         return nearest
     if previous is None:
@@ -42,7 +53,9 @@ def step_index(sigma, sigmas, previous=None):
     return int(later[0] if len(later) else fitting[-1])
 
 
-def plan_step(rules, index, steps, sigma, cfg, observed=None):
+def plan_step(
+    rules: Iterable[Rule], index: int, steps: int, sigma: float, cfg: float, observed: Mapping[str, float] | None = None
+) -> Step:
     """What one step does.
 
     Args:
@@ -55,20 +68,21 @@ def plan_step(rules, index, steps, sigma, cfg, observed=None):
         `Step`.
     """
     step = Step(index, steps, sigma, cfg, observed=observed or {})
-    rules = sorted(rules, key=lambda rule: rule.order)
+    rules = ordered(rules)
     for rule in rules:
         step = rule.decide(step)
     if step.zero:
         return step
     needs = {need for rule in rules for need in rule.needs(step)}
     if step.cfg != 0.0:
-        needs.add("cond")
+        needs.add(COND)
     if not math.isclose(step.cfg, 1.0):
-        needs.add("uncond")
-    return replace(step, passes=tuple(name for name in PASSES if name in needs))
+        needs.add(UNCOND)
+    names = (COND, UNCOND, *(extra.name for rule in rules for extra in rule.passes))
+    return replace(step, passes=tuple(name for name in names if name in needs))
 
 
-def plan(rules, sigmas, cfg):
+def plan(rules: Iterable[Rule], sigmas: Sequence[float], cfg: float) -> tuple[Step, ...]:
     """The steps of a whole run with one model call a step, before rules that decide at run time have observed anything.
 
     Args:

@@ -1,12 +1,12 @@
 """The guided velocity brought back to the norm of the positive one."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..checks import number, one_of
-from .rule import RENORM, Rule, precise
+from .rule import COND, RENORM, Rule, ScaledVelocities, Step, precise
 
 # The dimensions of [B, C, …] that one norm spans: a sample, all channels of a place, all places of a channel.
 MODES = {
@@ -16,7 +16,9 @@ MODES = {
 }
 
 
-def renorm(guided, cond, mode="global", strength=1.0, shrink_only=True):
+def renorm(
+    guided: torch.Tensor, cond: torch.Tensor, mode: str = "global", strength: float = 1.0, shrink_only: bool = True
+) -> torch.Tensor:
     """v scaled to ‖v_c‖ a sample, a token or a channel, blended by `strength` (Lumina-Image 2.0, arXiv 2503.21758).
 
     Args:
@@ -40,6 +42,7 @@ class Renorm(Rule):
     """Keep the guided velocity as large as the positive one."""
 
     node: ClassVar[str] = "KleinKitRenorm"
+    title: ClassVar[str] = "Klein Renorm"
     order: ClassVar[int] = RENORM
     mode: str = "global"
     strength: float = 1.0
@@ -49,11 +52,11 @@ class Renorm(Rule):
         one_of("mode", MODES, self.mode)
         number("strength", self.strength, 0.0, 1.0)
 
-    def needs(self, step):
-        return ("cond",) if step.guided and self.strength > 0.0 else ()
+    def needs(self, step: Step) -> tuple[str, ...]:
+        return (COND,) if step.guided and self.strength > 0.0 else ()
 
-    def transform(self, velocities, step):
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities
-        if self.strength == 0.0 or v.guided is v.cond:
+        if self.strength == 0.0 or v.guided is None or v.guided is v.cond:
             return v
         return replace(v, guided=renorm(v.guided, v.cond, self.mode, self.strength, self.shrink_only))

@@ -1,19 +1,43 @@
-"""What a guidance method is to the stack: a frozen dataclass that plans a step and transforms velocities."""
+"""What a guidance method is to the stack: a frozen dataclass that plans a step and transforms predictions."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-# The stack's order, whatever the order of the wiring. Rules of one number exclude each other.
-SCHEDULE, DISTILLED, ADAPTIVE, BASE, NEGATIVE, COMBINE, SKIP, RENORM = range(8)
+# The stack's order, whatever the order of the wiring. Two rules that combine the predictions exclude each other.
+SCHEDULE, DISTILLED, ADAPTIVE, BASE, NEGATIVE, COMBINE, ADD, RENORM = range(8)
 
-PASSES = ("cond", "uncond", "image", "skip")
+COND, UNCOND = "cond", "uncond"
 
 
-def precise(device):
+def precise(device: torch.device) -> torch.dtype:
     """The dtype for sums whose squares would overflow: float64, which Apple's, Intel's and DirectML's GPUs may not have."""
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+# `(arguments, extra) → states`, as ComfyUI calls what takes the place of a block: `extra["original_block"]` runs the block.
+BlockPatch = Callable[[dict, dict], dict]
+Block = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class ExtraPass:
+    """One more pass of the model, which a rule owns: a prompt of the sampler, run with something changed.
+
+    Attributes:
+        name: what the plan, the log and the probe call it, and the key of its prediction in `ScaledVelocities.extra`.
+        of: whose prompt it takes, `COND` or `UNCOND`.
+        conds: `(conditionings) → conditionings`, lists of dicts as ComfyUI's samplers have them; it changes copies alone.
+        blocks: for each block that is replaced, such as `("single_block", 9)`: `(patch of another node or None) → patch`.
+            Until the first of them the pass equals the plain one, and the engine starts there where it can.
+    """
+
+    name: str
+    of: str = COND
+    conds: Callable[[list], list] | None = None
+    blocks: Mapping[Block, Callable[[BlockPatch | None], BlockPatch]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,7 @@ class Step:
         guided: False where a schedule or a rule turned guidance off.
         unguided_cfg: the scale of a step that is not guided, 1 or 0.
         zero: the velocity is zero and the model is not asked.
-        passes: what runs, a subset of `PASSES` in that order.
+        passes: names of what runs: `COND`, `UNCOND`, then those of rules.
         observed: what rules observed in earlier steps, by node.
     """
 
@@ -40,52 +64,65 @@ class Step:
     unguided_cfg: float = 1.0
     zero: bool = False
     passes: tuple[str, ...] = ()
-    observed: dict = field(default_factory=dict)
+    observed: Mapping[str, float] = field(default_factory=dict)
 
-    def without_guidance(self):
+    def without_guidance(self) -> "Step":
         return replace(self, guided=False, cfg=self.unguided_cfg)
 
 
 @dataclass(frozen=True)
-class Velocities:
+class ScaledVelocities:
     """The predictions of one step as σ·v = x − x0, each [B, …] like `x`, or None where the pass did not run.
 
     Every rule is homogeneous of degree one in v, so σ need not be divided out, and no step is too small.
 
     Attributes:
         x: the noisy latent.
-        cond, uncond, image, skip: of the positive, the negative, the negative without reference latents, and the
-            positive with layers skipped.
+        cond, uncond: of the positive and of the negative.
+        extra: of the rules' own passes, by their names.
         guided: the result so far, from the combination on.
     """
 
     x: torch.Tensor
     cond: torch.Tensor
     uncond: torch.Tensor | None = None
-    image: torch.Tensor | None = None
-    skip: torch.Tensor | None = None
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     guided: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A guidance method. What it leaves out is neutral."""
+    """A guidance method. Every method that a rule does not write changes nothing.
+
+    `memory` is a dict of the rule's own for one sampling run, empty at its start: it may hold tensors, and the engine drops
+    it when the run ends.
+
+    Attributes:
+        node, title: id and display name of its node.
+        order: its place in the stack.
+        passes: the passes that it may ask for in `needs`, besides the positive's and the negative's.
+    """
 
     node: ClassVar[str]
+    title: ClassVar[str]
     order: ClassVar[int]
 
-    def decide(self, step):
+    @property
+    def passes(self) -> tuple[ExtraPass, ...]:
+        return ()
+
+    def decide(self, step: Step) -> Step:
         """The step as this rule wants it: its cfg, guided or not, zero or not."""
         return step
 
-    def needs(self, step):
-        """The passes that this rule needs in the step, beyond those of its cfg."""
+    def needs(self, step: Step) -> tuple[str, ...]:
+        """Names of the passes that this rule needs in the step, beyond those of its cfg."""
         return ()
 
-    def transform(self, velocities, step):
-        """The velocities with this rule applied; the same object where the rule has nothing to do."""
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
+        """The predictions with this rule applied; the same object where the rule has nothing to do."""
         return velocities
 
-    def observe(self, velocities):
+    def observe(self, velocities: ScaledVelocities, memory: dict[str, Any]) -> torch.Tensor | None:
         """A scalar tensor that `decide` finds in `step.observed` from the next step on, or None."""
         return None

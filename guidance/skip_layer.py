@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from ..checks import expected, number, one_of, steps_in_range
-from .rule import SKIP, Rule
+from .rule import ADD, COND, Block, BlockPatch, ExtraPass, Rule, ScaledVelocities, Step
 
 MODES = ("block", "attention")
+SKIP = "skip"
 
 
-def parse_layers(name, text, count):
+def parse_layers(name: str, text: str, count: int) -> tuple[int, ...]:
     """The layer indices of a text such as "7-9, 12".
 
     Args:
@@ -39,8 +42,10 @@ def parse_layers(name, text, count):
     return tuple(sorted(layers))
 
 
-def rescaled(guided, cond, x, rescale):
-    """x0 scaled towards the standard deviation of the positive x0, as ComfyUI's `SkipLayerGuidanceDiT` does.
+def rescaled(guided: torch.Tensor, cond: torch.Tensor, x: torch.Tensor, rescale: float) -> torch.Tensor:
+    """x0 scaled towards the standard deviation of the positive x0, a picture (arXiv 2305.08891, section 3.4).
+
+    diffusers' `rescale_noise_cfg` does the same; ComfyUI's `SkipLayerGuidanceDiT` takes one deviation for the batch.
 
     Args:
         guided, cond, x: σ·v, σ·v_c and x, [B, …].
@@ -49,8 +54,40 @@ def rescaled(guided, cond, x, rescale):
         σ·v, [B, …].
     """
     denoised = x - guided
-    factor = (x - cond).std() / denoised.std()
+    dims = tuple(range(1, x.ndim))
+    factor = (x - cond).std(dim=dims, keepdim=True) / denoised.std(dim=dims, keepdim=True)
     return x - denoised * (rescale * factor + (1.0 - rescale))
+
+
+def skip(args: dict, extra: dict) -> dict:
+    """A block patch that leaves the block out."""
+    return args
+
+
+def without_attention(before: BlockPatch | None) -> BlockPatch:
+    """A block patch that runs the block with an attention that looks at nothing but the place itself.
+
+    Args:
+        before: another node's patch of the block, which it goes on with.
+    """
+
+    def patch(args: dict, extra: dict) -> dict:
+        options = {**args["transformer_options"], "optimized_attention_override": values_only}
+        args = {**args, "transformer_options": options}
+        return before(args, extra) if before else extra["original_block"](args)
+
+    return patch
+
+
+def values_only(attention, q, k, v, heads, *args, skip_reshape=False, skip_output_reshape=False, **kwargs):
+    """Attention whose map is the identity: it returns the values (PAG, arXiv 2403.17377; STG, arXiv 2411.18664)."""
+    if q.shape != v.shape:
+        return attention(q, k, v, heads, *args, skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape, **kwargs)
+    if skip_reshape == skip_output_reshape:
+        return v
+    if skip_reshape:
+        return v.transpose(1, 2).flatten(2)
+    return v.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -58,7 +95,8 @@ class SkipLayer(Rule):
     """v += scale (v_c − v_skip) while start·n ≤ i < end·n (SD3.5; mode `attention`: STG, arXiv 2411.18664)."""
 
     node: ClassVar[str] = "KleinKitSkipLayerGuidance"
-    order: ClassVar[int] = SKIP
+    title: ClassVar[str] = "Klein Skip-Layer Guidance"
+    order: ClassVar[int] = ADD
     scale: float = 3.0
     double_layers: tuple[int, ...] = ()
     single_layers: tuple[int, ...] = (9,)
@@ -74,19 +112,24 @@ class SkipLayer(Rule):
         one_of("mode", MODES, self.mode)
 
     @property
-    def layers(self):
+    def layers(self) -> tuple[Block, ...]:
         """The skipped layers in the order in which the model runs them: `(("double_block", 2), …)`."""
         return (*(("double_block", i) for i in self.double_layers), *(("single_block", i) for i in self.single_layers))
 
-    def needs(self, step):
-        active = self.scale != 0.0 and self.layers and step.index in steps_in_range(self.start, self.end, step.steps)
-        return ("cond", "skip") if active else ()
+    @property
+    def passes(self) -> tuple[ExtraPass, ...]:
+        patch = without_attention if self.mode == "attention" else lambda before: skip
+        return (ExtraPass(SKIP, blocks=dict.fromkeys(self.layers, patch)),)
 
-    def transform(self, velocities, step):
+    def needs(self, step: Step) -> tuple[str, ...]:
+        active = self.scale != 0.0 and self.layers and step.index in steps_in_range(self.start, self.end, step.steps)
+        return (COND, SKIP) if active else ()
+
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities
-        if v.skip is None:
+        if SKIP not in v.extra or v.guided is None:
             return v
-        guided = v.guided + self.scale * (v.cond - v.skip)
+        guided = v.guided + self.scale * (v.cond - v.extra[SKIP])
         if self.rescale:
             guided = rescaled(guided, v.cond, v.x, self.rescale)
         return replace(v, guided=guided)

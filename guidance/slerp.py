@@ -1,17 +1,17 @@
 """Guidance along the arc between the two predictions, instead of the line."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from .rule import COMBINE, Rule, precise
+from .rule import COMBINE, Rule, ScaledVelocities, Step, precise
 
 # Below this sine the arc is the line, to every digit that float32 has.
 SMALLEST_SINE = 1e-7
 
 
-def slerp_weights(theta, cfg):
+def slerp_weights(theta: torch.Tensor, cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights sin(wθ)/sin θ of v_c and sin((1−w)θ)/sin θ of v_u; w and 1 − w as θ → 0, and at π, where no arc is.
 
     Source: spherical interpolation (Shoemake 1985), extrapolated beyond w = 1.
@@ -32,7 +32,7 @@ def slerp_weights(theta, cfg):
     )
 
 
-def angle(a, b):
+def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The angle between two velocities a sample, by Kahan's formula, which is exact for small angles too.
 
     Args:
@@ -45,7 +45,7 @@ def angle(a, b):
     return torch.where(a.any(dim=1) & b.any(dim=1), theta, torch.zeros_like(theta))
 
 
-def slerp(cond, uncond, cfg):
+def slerp(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:
     """sin(wθ)/sin θ · v_c + sin((1−w)θ)/sin θ · v_u, θ the angle between them a sample.
 
     Args:
@@ -64,9 +64,10 @@ class Slerp(Rule):
     """Combine positive and negative along the arc between them."""
 
     node: ClassVar[str] = "KleinKitSlerpCFG"
+    title: ClassVar[str] = "Klein Slerp CFG"
     order: ClassVar[int] = COMBINE
 
-    def transform(self, velocities, step):
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         if velocities.uncond is None or step.cfg in (0.0, 1.0):
             return velocities
         return replace(velocities, guided=slerp(velocities.cond, velocities.uncond, step.cfg))

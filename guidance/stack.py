@@ -1,51 +1,79 @@
 """The rules that a model carries, and their order."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
+
 from .cfg import combine
-from .rule import COMBINE
+from .rule import COMBINE, Rule, ScaledVelocities, Step
 
 
-def add(rules, rule):
+def ordered(rules: Iterable[Rule]) -> list[Rule]:
+    """The rules in the order in which they act, which does not depend on the order of the wiring."""
+    return sorted(rules, key=lambda rule: (rule.order, rule.node))
+
+
+def add(rules: tuple[Rule, ...], rule: Rule) -> tuple[tuple[Rule, ...], bool]:
     """The rules with one more; a rule of the same node is replaced.
 
     Args:
-        rules: tuple of rules.
+        rules: those that are there.
         rule: the new one.
     Returns:
         `(rules, replaced)`: the new tuple, and whether an earlier one was replaced.
     Raises:
-        ValueError: the rule cannot be combined with one that is there; the sentence names both nodes.
+        ValueError: both combine the predictions, or two passes have one name; the sentence names both nodes.
     """
-    for other in rules:
-        if other.order == rule.order and other.node != rule.node:
-            raise ValueError(f"{rule.node} and {other.node} both decide how the predictions are combined: remove one.")
     kept = tuple(other for other in rules if other.node != rule.node)
+    for other in kept:
+        if other.order == rule.order == COMBINE:
+            raise ValueError(
+                f"{rule.title} and {other.title} both decide how the positive and the negative are combined: remove one."
+            )
+        same = {extra.name for extra in rule.passes} & {extra.name for extra in other.passes}
+        if same:
+            raise ValueError(f"{rule.title} and {other.title} both have a pass named {min(same)}: rename one.")
     return (*kept, rule), len(kept) < len(rules)
 
 
-def guide(rules, velocities, step):
-    """The guided velocity of a step.
+def apply(
+    rules: Iterable[Rule],
+    velocities: ScaledVelocities,
+    step: Step,
+    memories: Mapping[str, dict],
+    sampled: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """What the rules make of a step.
+
+    Up to the combination, rules change what plain CFG would make of the predictions; the rules after it begin from the
+    sampler's result with that change.
 
     Args:
         rules: of the stack, in any order.
-        velocities: `Velocities` of the passes that ran; without `uncond` the combination is the positive alone.
-        step: the `Step`, its cfg the scale that the sampler really used.
+        velocities: of the passes that ran; without `uncond` the combination is the positive alone.
+        step: its cfg is the scale that the sampler really used.
+        memories: for each rule's node its own dict.
+        sampled: σ·v of what the sampler made, with other nodes' changes; plain CFG where it is not given.
     Returns:
         σ·v, [B, …], or None where the rules change nothing and the sampler's own result stands.
     """
-    changed = False
-    for rule in sorted(rules, key=lambda rule: rule.order):
-        if rule.order > COMBINE:
-            velocities = combined(velocities, step)
-        before, velocities = velocities, rule.transform(velocities, step)
-        changed |= velocities is not before
-    return combined(velocities, step).guided if changed else None
+    v, rules = velocities, ordered(rules)
+    before = [rule for rule in rules if rule.order <= COMBINE]
+    for rule in before:
+        v = rule.transform(v, step, memories[rule.node])
+    changed, guided = v is not velocities, combined(v, step)
+    if sampled is not None:
+        guided = sampled + (guided - combined(velocities, step)) if changed else sampled
+    v = combination = replace(v, guided=guided)
+    for rule in rules[len(before) :]:
+        v = rule.transform(v, step, memories[rule.node])
+    return v.guided if changed or v is not combination else None
 
 
-def combined(velocities, step):
-    """The velocities with `guided` set, by plain CFG unless a rule has combined them already."""
+def combined(velocities: ScaledVelocities, step: Step) -> torch.Tensor:
+    """σ·v of the combination: a rule's, where one has combined, else plain CFG; the positive where the negative did not run."""
     v = velocities
     if v.guided is not None:
-        return v
-    return replace(v, guided=v.cond if v.uncond is None else combine(v.cond, v.uncond, step.cfg))
+        return v.guided
+    return v.cond if v.uncond is None else combine(v.cond, v.uncond, step.cfg)

@@ -1,15 +1,15 @@
 """CFG-Zero*: an optimised scale of the negative, and steps of zero velocity (arXiv 2503.18886)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..checks import number
-from .rule import NEGATIVE, Rule
+from .rule import COND, NEGATIVE, UNCOND, Rule, ScaledVelocities, Step
 
 
-def optimized_scale(cond, uncond):
+def optimized_scale(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
     """α = ⟨v_c, v_u⟩ / ‖v_u‖² a sample, in float32 (arXiv 2503.18886; diffusers' `cfg_zero_star_scale`).
 
     Args:
@@ -29,6 +29,7 @@ class CFGZeroStar(Rule):
     """v = αv_u + w (v_c − αv_u); v = 0, and no model call, in the first `zero_init_steps` steps."""
 
     node: ClassVar[str] = "KleinKitCFGZeroStar"
+    title: ClassVar[str] = "Klein CFG-Zero*"
     order: ClassVar[int] = NEGATIVE
     optimized_scale: bool = True
     zero_init_steps: int = 1
@@ -36,13 +37,13 @@ class CFGZeroStar(Rule):
     def __post_init__(self):
         number("zero_init_steps", self.zero_init_steps, 0, 10000)
 
-    def decide(self, step):
+    def decide(self, step: Step) -> Step:
         return replace(step, zero=True) if step.index < self.zero_init_steps else step
 
-    def needs(self, step):
-        return ("cond", "uncond") if self.optimized_scale and step.guided and step.cfg != 1.0 else ()
+    def needs(self, step: Step) -> tuple[str, ...]:
+        return (COND, UNCOND) if self.optimized_scale and step.guided and step.cfg != 1.0 else ()
 
-    def transform(self, velocities, step):
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         if velocities.uncond is None or not self.needs(step):
             return velocities
         alpha = optimized_scale(velocities.cond, velocities.uncond)

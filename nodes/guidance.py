@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice
 from ..engine.base_pass import with_base
+from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
-from ..engine.skip_pass import block_counts
 from ..guidance.adaptive import Adaptive
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule

@@ -27,6 +27,6 @@ def measure(x, sigma, denoised, cond=None, uncond=None):
     if v_u is not None:
         values["uncond_norm"] = (v_u.norm(dim=1) / sigma).mean()
     if v_c is not None and v_u is not None:
-        values["cosine"] = cosine(v_c, v_u)
+        values["cosine"] = cosine(v_c, v_u).min()
         values["alpha"] = optimized_scale(v_c, v_u).mean()
     return torch.stack([values[name].float() for name in MEASURES])

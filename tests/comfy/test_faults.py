@@ -118,9 +118,9 @@ def test_nan_in_every_pass_of_every_step_is_reported(guided, base, run_node, sam
             assert sample(breaking(guided, base, run_node, where, "nan", call)).isnan().any()
             [said] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
             assert said.startswith(
-                f"KleinKit: NaN or infinity from the model ({name}) in step {step} of {STEPS}, at sigma {SIGMAS[step - 1]:.4g};"
+                f"KleinKit: NaN or infinity from the model ({name}) in step {step} of {STEPS}, at sigma {SIGMAS[step - 1]:.4g}."
             )
-            assert "KleinKitSkipLayerGuidance" in said
+            assert "Klein Skip-Layer Guidance" in said
             caplog.clear()
             untouched()
             assert "NaN" not in caplog.text
@@ -136,14 +136,14 @@ def test_nan_that_was_in_the_latent_is_reported(guided, sample, monkeypatch, cap
         lambda self, first, *args, **kwargs: noise(self, first * float("nan"), *args, **kwargs),
     )
     sample(guided)
-    assert f"NaN or infinity in the latent before step 1 of {STEPS}, at sigma 1;" in caplog.text
+    assert f"NaN or infinity in the latent before step 1 of {STEPS}, at sigma 1." in caplog.text
 
 
 def test_nan_that_another_hook_made_is_reported(guided, sample, caplog):
     model = guided.clone()
     model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] / 0.0)
     sample(model)
-    assert f"NaN or infinity from finite predictions in step 1 of {STEPS}, at sigma 1;" in caplog.text
+    assert f"NaN or infinity from finite predictions in step 1 of {STEPS}, at sigma 1." in caplog.text
 
 
 def fails_at(call, function=None):
@@ -164,12 +164,12 @@ def fails_at(call, function=None):
 @pytest.mark.parametrize(
     "module, function, call",
     [
-        ("engine.sampling", "conflicts", 1),
+        ("engine.sampling", "before_run", 1),
         ("engine.sampling", "plan_step", 2),
-        ("engine.sampling", "image_pass", 2),
-        ("engine.sampling", "skip_pass", 2),
-        ("engine.sampling", "skip_options", 2),
-        ("guidance.stack", "guide", 2),
+        ("engine.sampling", "run_pass", 3),
+        ("engine.sampling", "after_step", 2),
+        ("engine.extra_pass", "pass_options", 2),
+        ("guidance.stack", "apply", 2),
         ("engine.base_pass", "calc_cond_batch", 2),
         ("engine.run_shift", "shifted_schedule", 1),
     ],

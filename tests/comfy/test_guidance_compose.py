@@ -85,7 +85,7 @@ def test_every_node_has_an_effect(klein, base, run_node, name):
 
 @pytest.mark.parametrize("order", itertools.permutations(sorted(EXCLUDE)))
 def test_nodes_that_exclude_each_other_are_refused_in_either_order(klein, base, run_node, order):
-    with pytest.raises(ValueError, match=r"^(?=.*KleinKitSlerpCFG)(?=.*KleinKitImageCFG)"):
+    with pytest.raises(ValueError, match=r"^(?=.*Klein Slerp CFG)(?=.*Klein Image CFG)"):
         chain(run_node, klein, base, order)
 
 
@@ -93,7 +93,7 @@ def test_the_later_of_two_equal_nodes_wins_and_says_so(klein, run_node, caplog):
     caplog.set_level("INFO")
     first, second = ("KleinKitImageCFG", {"image_scale": 5.0}), ("KleinKitImageCFG", {"image_scale": 2.0})
     both = with_nodes(run_node, klein, first, second)
-    assert "passes KleinKitImageCFG twice, the later one counts" in caplog.text
+    assert "passes Klein Image CFG twice; the later one counts" in caplog.text
     assert torch.equal(run(both), run(with_nodes(run_node, klein, second)))
 
 

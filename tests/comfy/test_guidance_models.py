@@ -160,5 +160,5 @@ def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):
     model = with_nodes(run_node, random_klein(), ("KleinKitImageCFG", {"image_scale": 2.0}))
     noise = torch.randn(1, 128, 2, 2)
     prompt = conditioning(torch.randn(1, 16, 192))
-    with pytest.raises(ValueError, match="^KleinKitImageCFG: Expected the negative conditioning to carry reference latents"):
+    with pytest.raises(ValueError, match="^Klein Image CFG: The negative prompt has no reference latent"):
         comfy_run(model, SIGMAS, noise, prompt, prompt, 4.0)

@@ -243,14 +243,14 @@ def test_another_node_s_cfg_counts(klein, run_node, cfg):
 @pytest.mark.parametrize(
     "build, warning",
     [
-        (lambda run_node, model: override(with_nodes(run_node, model, LATE), 7.0), "another node changed cfg to 7"),
+        (lambda run_node, model: override(with_nodes(run_node, model, LATE), 7.0), "Another node changed cfg to 7"),
         (
             lambda run_node, model: hooked(with_nodes(run_node, model, SLERP), "cfg", kjnodes_cfg_zero_star),
-            "KleinKitSlerpCFG and another node's sampler_cfg_function both combine",
+            "Klein Slerp CFG and another node's function (test_guidance_other_packs.kjnodes_cfg_zero_star)",
         ),
         (
             lambda run_node, model: with_nodes(run_node, model, ZERO_STAR, ("CFGZeroStar", {})),
-            "KleinKitCFGZeroStar and ComfyUI's CFGZeroStar both scale",
+            "Klein CFG-Zero* and ComfyUI's CFGZeroStar both scale",
         ),
         (lambda run_node, model: with_nodes(run_node, model, RENORM), None),
     ],
@@ -277,7 +277,7 @@ def test_guiders_with_scales_of_their_own(klein, run_node, caplog):
     (guider,) = run_node("DualCFGGuider", model=model, cond1=positive, cond2=positive, negative=negative, cfg_conds=4.0,
                          cfg_cond2_negative=4.0, style="regular")  # fmt: skip
     assert torch.isfinite(sample_with(run_node, guider)).all()
-    assert caplog.text.count("has scales of its own") == 1
+    assert caplog.text.count("does not take its scale from cfg") == 1
 
 
 def kjnodes_scheduled_cfg(model, scales):
@@ -320,7 +320,7 @@ def test_guiders_of_other_packs_keep_their_scales(klein, run_node, caplog, make)
     scheduled = sample_with(run_node, make(with_nodes(run_node, klein, LATE), [4.0] * 6))
     renormed = sample_with(run_node, make(with_nodes(run_node, klein, RENORM), [4.0] * 6))
     assert torch.equal(scheduled, plain) and not torch.allclose(renormed, plain, atol=1e-3)
-    assert caplog.text.count("has scales of its own") == 1
+    assert caplog.text.count("does not take its scale from cfg") == 1
 
 
 def test_a_guider_without_a_negative(klein, run_node, caplog):

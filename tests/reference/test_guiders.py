@@ -1,5 +1,7 @@
 """Each rule against diffusers' own guider, on random tensors."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from kleinkit.guidance import stack
 from kleinkit.guidance.cfg import CFG, Interval
 from kleinkit.guidance.plan import plan, plan_step
-from kleinkit.guidance.rule import Velocities
+from kleinkit.guidance.rule import ScaledVelocities
 from kleinkit.guidance.skip_layer import SkipLayer
 from kleinkit.guidance.zero_star import CFGZeroStar
 
@@ -28,14 +30,10 @@ def ours(rules, v, cfg, index=0, steps=8):
     step = plan_step(rules, index, steps, 1.0 - index / steps, cfg)
     if step.zero:
         return torch.zeros_like(v["cond"])
-    used = Velocities(
-        v["x"],
-        v["cond"],
-        v["uncond"] if "uncond" in step.passes else None,
-        skip=v["skip"] if "skip" in step.passes else None,
-    )
-    guided = stack.guide(rules, used, step)
-    return stack.combined(used, step).guided if guided is None else guided
+    extra = {"skip": v["skip"]} if "skip" in step.passes else {}
+    used = ScaledVelocities(v["x"], v["cond"], v["uncond"] if "uncond" in step.passes else None, extra)
+    guided = stack.apply(rules, used, step, defaultdict(dict))
+    return stack.combined(used, step) if guided is None else guided
 
 
 def theirs(guider, v, index=0, steps=8):

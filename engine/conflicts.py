@@ -1,0 +1,101 @@
+"""What has no effect or no meaning in a run, or did not happen as it was planned: a sentence each."""
+
+import math
+from collections.abc import Iterator
+
+import comfy.samplers
+import comfy_extras.nodes_cfg
+
+from ..guidance.plan import plan
+from ..guidance.rule import ADAPTIVE, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
+from .run import Run
+
+PROMPTS = {COND: "positive", UNCOND: "negative"}
+
+
+def is_plain(guider) -> bool:
+    """Whether a guider predicts as ComfyUI's CFGGuider does: a positive, a negative, and `cfg` between them."""
+    return type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+
+
+def scale_of(guider) -> float:
+    """A guider's cfg; 1 where it is no number, as in KJNodes' ScheduledCFGGuidance, whose cfg can be a list."""
+    return guider.cfg if isinstance(guider.cfg, (int, float)) else 1.0
+
+
+def is_zero_star(hook) -> bool:
+    """Whether a hook is that of ComfyUI's CFGZeroStar: the function that its node defines."""
+    node = getattr(comfy_extras.nodes_cfg, "CFGZeroStar", None)
+    method = getattr(node, "execute", None) or getattr(node, "patch", None)
+    return getattr(hook, "__code__", None) in getattr(getattr(method, "__func__", method), "__code__", _none).co_consts
+
+
+def _none():
+    pass
+
+
+def before_run(rules: tuple[Rule, ...], guider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
+    """What is known before a run begins."""
+    title = {rule.order: rule.title for rule in rules}
+    if DISTILLED in title:
+        others = [rule for rule in rules if rule.order != DISTILLED]
+        asked = max((step.cfg for step in plan(others, sigmas, scale_of(guider))), default=0.0)
+        if asked > 1.0:
+            yield (
+                f"cfg {asked:g} counts as 1 on this distilled model. Set cfg to 1, or `distilled_cfg` of Klein Loader to "
+                "`allow`."
+            )
+    theirs = model_options.get("sampler_cfg_function")
+    if theirs is not None and title.keys() & {COMBINE, NEGATIVE}:
+        ours = title.get(COMBINE) or title[NEGATIVE]
+        yield (
+            f"{ours} and another node's function ({name_of(theirs)}) both change how the positive and the negative are "
+            "combined. Remove one."
+        )
+    hooks = model_options["sampler_post_cfg_function"]
+    if NEGATIVE in title and any(map(is_zero_star, hooks)):
+        yield f"{title[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction. Remove ComfyUI's."
+    saving = [title[order] for order in (SCHEDULE, DISTILLED, ADAPTIVE) if order in title]
+    if saving and model_options.get("disable_cfg1_optimization"):
+        yield (
+            f"Another node, such as ComfyUI's Normalized Attention Guidance, asks for both passes in every step. So steps "
+            f"without guidance save no time ({', '.join(saving)})."
+        )
+    patches = model_options.get("transformer_options", {}).get("patches", {})
+    if BASE in title and any(name.startswith("attn") for name in patches):
+        yield (
+            f"{title[BASE]} takes the negative out of the batch, so a node that mixes positive and negative in the model's "
+            "attention, such as ComfyUI's Normalized Attention Guidance, does nothing. Remove one of the two."
+        )
+
+
+def name_of(function) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def after_step(run: Run, guider) -> None:
+    """Warn where a step did not run as it was planned."""
+    step, ran, kind = run.step, run.ran(), type(guider).__name__
+    owners = {extra.name: (rule.title, extra.of) for rule in run.rules for extra in rule.passes}
+    for name in step.passes:
+        if ran[name]:
+            continue
+        number, (title, of) = step.index + 1, owners.get(name, ("", ""))
+        if not ran:
+            run.warn(f"The plan had passes in step {number}, and none ran: another node answered for the model.", "none")
+        elif not title:
+            run.warn(f"{kind} ran no {PROMPTS[name]} in step {number}, so there is no guidance in it.", name)
+        elif run.served(of):
+            run.warn(f"{title} does nothing in steps that a cache answers, because the model does not run in them.", name)
+        else:
+            run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
+    follows = [rule.title for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE)]
+    if run.used is None or math.isclose(run.used, step.cfg) or (not ran[UNCOND] and ran[COND]):
+        return
+    if is_plain(guider):
+        run.warn(f"Another node changed cfg to {run.used:g} behind KleinKit's nodes, which follow it.", "cfg")
+    elif follows:
+        run.warn(
+            f"{kind} does not take its scale from cfg, so {', '.join(follows)} cannot save passes or change the scale in it.",
+            "cfg",
+        )

@@ -1,0 +1,51 @@
+"""Every call of the model in a run is counted: which passes share it, and how many blocks it runs."""
+
+from functools import partial
+
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+from .run import ModelCall, Run
+
+COUNT = "kleinkit_count"
+
+
+def blocks_of(model) -> dict:
+    """The blocks of a model by kind, in the order in which it runs them; none of a model that is built otherwise.
+
+    Args:
+        model: ComfyUI's `BaseModel`.
+    """
+    transformer = model.diffusion_model
+    return {
+        "double_block": getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None) or (),
+        "single_block": getattr(transformer, "single_blocks", None) or (),
+    }
+
+
+def is_compiled(transformer_options: dict) -> bool:
+    """Whether the model is compiled: such a one goes on with the block patches of its first call."""
+    return COMPILE_KEY in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+
+
+def counting(transformer_options: dict, run: Run) -> dict:
+    """The options of a run, or of its passes on another model, with every model call counted."""
+    wrappers = transformer_options.get("wrappers", {})
+    apply_model = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), COUNT: [partial(count, run)]}
+    return {**transformer_options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: apply_model}}
+
+
+def count(run: Run, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+    """Wrapper of ComfyUI's `apply_model`."""
+    indices = transformer_options.get("cond_or_uncond", (0,))
+    rows = tuple(zip(transformer_options.get("uuids", (None,) * len(indices)), indices))
+    # A hook would have a compiled model compiled anew.
+    known = () if is_compiled(transformer_options) else blocks_of(executor.class_obj).values()
+    blocks, ran = [block for kind in known for block in kind], []
+    hooks = [block.register_forward_pre_hook(lambda *_: ran.append(len(rows))) for block in blocks]
+    try:
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        run.model_calls.append(ModelCall(rows, sum(ran) if blocks else None))

@@ -1,0 +1,201 @@
+"""What one sampling run knows. It lives in the run's own copy of `model_options`, and is gone with it."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..guidance.plan import step_index
+from ..guidance.rule import COND, UNCOND, Rule, Step
+
+if TYPE_CHECKING:
+    from .watch import Watch
+
+RUN = "kleinkit_run"
+ROLES = {"positive": COND, "negative": UNCOND}
+AMBIGUOUS, OTHER = "", "other"
+LATENT, RESULT = "latent", "result"
+# Model calls that ComfyUI's samplers make between two of their callbacks, where it is more than one.
+CALLS_BETWEEN = {
+    "sample_dpm_2": 2,
+    "sample_dpm_2_ancestral": 2,
+    "sample_dpm_2_ancestral_RF": 2,
+    "sample_dpmpp_2s_ancestral": 2,
+    "sample_dpmpp_2s_ancestral_RF": 2,
+    "sample_dpmpp_2s_ancestral_cfg_pp": 2,
+    "sample_dpmpp_sde": 2,
+    "sample_dpmpp_sde_gpu": 2,
+    "sample_exp_heun_2_x0": 2,
+    "sample_exp_heun_2_x0_sde": 2,
+    "sample_seeds_2": 2,
+    "sample_seeds_3": 3,
+}
+# Samplers that go by sigmas of their own, so that their count is not the run's.
+OWN_SIGMAS = ("dpm_fast_function", "dpm_adaptive_function")
+
+
+class ModelCall(NamedTuple):
+    """One call of the model: the uuid of each pass in it and its place in the batch, and the blocks that ran, all passes
+    together; None where they cannot be counted."""
+
+    rows: tuple[tuple[Any, int], ...]
+    blocks: int | None
+
+
+@dataclass
+class Run:
+    """The state of one run.
+
+    Attributes:
+        sigmas: of the run.
+        rules: of the model.
+        sampler: name of the sampler's function, "" where it has none.
+        hooks: how many post-CFG functions there are before the sampler adds its own.
+        watch: what records the run for a probe, or None.
+        step, index, model_options: of the model call in progress, and the step of the one before.
+        roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
+        used: the scale that the sampler used in this call, None before it did.
+        observed, pending: what rules observed, by node: numbers that count in this step, and scalars on the device.
+        memories: each rule's own dict, by node.
+        entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
+        model_calls: of this step's call so far; several devices append to it at once.
+        finite: whether the latent, the passes and the result of the call before are; booleans on the device.
+        total: how many passes of each kind ran so far.
+        done, calls, between: the last step that the sampler says is done, model calls since it said so, and how many it
+            makes from one such word to the next.
+        warned: topics of what was said.
+    """
+
+    sigmas: list[float]
+    rules: tuple[Rule, ...]
+    sampler: str
+    hooks: int
+    watch: "Watch | None" = None
+    step: Step | None = None
+    index: int | None = None
+    model_options: dict = field(default_factory=dict)
+    roles: dict[Any, str] = field(default_factory=dict)
+    used: float | None = None
+    observed: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, torch.Tensor] = field(default_factory=dict)
+    memories: dict[str, dict] = field(default_factory=dict)
+    entries: dict[str, dict] = field(default_factory=dict)
+    model_calls: list[ModelCall] = field(default_factory=list)
+    finite: dict[str, torch.Tensor] = field(default_factory=dict)
+    total: Counter = field(default_factory=Counter)
+    done: int = -1
+    calls: int = 0
+    between: int = 1
+    warned: set[str] = field(default_factory=set)
+
+    def __post_init__(self):
+        self.memories = {rule.node: {} for rule in self.rules}
+        self.between = CALLS_BETWEEN.get(self.sampler, 1)
+
+    def warn(self, sentence: str, topic: str | None = None) -> None:
+        """Log a sentence once a run: once a topic, where it has one."""
+        if (topic or sentence) not in self.warned:
+            self.warned.add(topic or sentence)
+            logging.warning("KleinKit: %s", sentence)
+
+    def read(self, *scalars: torch.Tensor) -> tuple[list[float], dict[str, float]]:
+        """Bring scalars to the host, together with what the rules observed and what was finite: one synchronisation.
+
+        Returns:
+            `(floats, {node: float})`: of the scalars, and of what was observed.
+        """
+        tensors = (*scalars, *self.pending.values(), *self.finite.values())
+        values = iter(torch.stack([tensor.float() for tensor in tensors]).tolist() if tensors else ())
+        floats = [next(values) for _ in scalars]
+        observed = {node: next(values) for node in self.pending}
+        broken = [name for name in self.finite if not next(values)]
+        self.finite.clear()
+        if RESULT in broken and self.step:
+            self.warn(
+                f"NaN or infinity {source(broken)} step {self.step.index + 1} of {self.step.steps}, at sigma "
+                f"{self.step.sigma:.4g}. Expect a black picture. Guidance: {titles(self.rules) or 'plain CFG'}.",
+                topic="NaN",
+            )
+        return floats, observed
+
+    def enter(self, sigma: float, observed: dict[str, float]) -> int:
+        """The step of a model call; what was observed in earlier steps counts from here on."""
+        counted = None
+        if self.sampler not in OWN_SIGMAS:
+            first = self.done + 1 if self.done < 0 or self.calls >= self.between - 1 else self.done
+            counted = first, self.done + 1
+        index = step_index(sigma, self.sigmas, self.index, counted)
+        if index != self.index:
+            self.observed = observed
+        self.calls += 1
+        self.index = index
+        return index
+
+    def step_done(self, index: int) -> None:
+        """The sampler's callback: it has come to this step."""
+        if self.done >= 0:
+            self.between = max(self.calls, 1)
+        self.done, self.calls = index, 0
+
+    def began(self, conds: dict[str, list[dict]]) -> None:
+        """Forget the call before, and learn which conditioning is what."""
+        self.entries.clear()
+        self.model_calls.clear()
+        self.used = None
+        self.roles = {}
+        for name, entries in conds.items():
+            role = ROLES.get(name, name)
+            for cond in entries or ():
+                # Areas are copied from one prompt to the other with their uuid: such a one tells nothing.
+                self.roles[cond["uuid"]] = role if self.roles.get(cond["uuid"], role) == role else AMBIGUOUS
+
+    def role(self, uuid: Any, index: int) -> str:
+        """What a conditioning in the batch of passes is: `COND`, `UNCOND`, an extra pass, or what its guider calls it."""
+        role = self.roles.get(uuid, OTHER)
+        if role is not AMBIGUOUS:
+            return role
+        return UNCOND if index or (self.step and self.step.passes == (UNCOND,)) else COND
+
+    def is_negative(self, uuid: Any, index: int) -> bool:
+        """Whether a conditioning is of the negative prompt, for the sampler's pass or for one of a rule."""
+        role = self.role(uuid, index)
+        return role == UNCOND or any(extra.of == UNCOND and extra.name == role for rule in self.rules for extra in rule.passes)
+
+    def ran(self) -> Counter:
+        """How many passes of each kind ran in this call."""
+        return Counter(self.role(*row) for call in self.model_calls for row in call.rows)
+
+    def served(self, name: str) -> bool:
+        """Whether a cache answered for the model's blocks in a pass of this call."""
+        return any(call.blocks == 0 for call in self.model_calls if name in (self.role(*row) for row in call.rows))
+
+    def ended(self) -> None:
+        """Add this call to the run's total."""
+        self.total += self.ran()
+        self.model_calls.clear()
+
+
+def source(broken: list[str]) -> str:
+    """Where a result that is not finite comes from, of the names that `Run.finite` has."""
+    if LATENT in broken:
+        return "in the latent before"
+    passes = ", ".join(name for name in broken if name != RESULT)
+    return f"from the model ({passes}) in" if passes else "from finite predictions in"
+
+
+def titles(rules: Iterable[Rule]) -> str:
+    """The nodes of rules, as they stand on the canvas."""
+    return ", ".join(rule.title for rule in rules)
+
+
+def all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """A boolean on the device."""
+    return tensor.isfinite().all()
+
+
+def run_of(model_options: dict) -> Run | None:
+    """The run that options belong to, or None outside of one."""
+    return model_options.get("transformer_options", {}).get(RUN)

@@ -1,0 +1,178 @@
+"""Every guider that ComfyUI ships: our nodes act in it as they say, or one warning names what does not."""
+
+import re
+
+import pytest
+import torch
+from kleinkit.nano.in_comfyui import random_klein
+from sampling import conditioning, embeddings, latent_noise, with_nodes
+
+SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+STEPS = len(SIGMAS) - 1
+POSITIVE, SECOND, NEGATIVE = (conditioning(embeddings(192, seed)) for seed in (1, 3, 2))
+CONSTANT = ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional"))
+FIRST_HALF = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
+NO_POSITIVE = ("KleinKitCFG", FIRST_HALF[1] | {"unguided": "unconditional"})
+SKIP = (
+    "KleinKitSkipLayerGuidance",
+    dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
+)
+COMFYUI_SKIP = (
+    "SkipLayerGuidanceDiT",
+    dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein()
+
+
+@pytest.fixture(scope="module")
+def other(comfy):
+    """Another model of the same shape."""
+    return random_klein(seed=5)
+
+
+@pytest.fixture(scope="module")
+def guiders(comfy, run_node, other):
+    """`{node: (model, cfg) → guider}` of those that this ComfyUI has."""
+    builders = {
+        "CFGGuider": lambda model, cfg: dict(model=model, positive=POSITIVE, negative=NEGATIVE, cfg=cfg),
+        "BasicGuider": lambda model, cfg: dict(model=model, conditioning=POSITIVE),
+        "DualCFGGuider": lambda model, cfg: dict(
+            model=model, cond1=POSITIVE, cond2=SECOND, negative=NEGATIVE, cfg_conds=cfg, cfg_cond2_negative=cfg, style="regular"
+        ),
+        "DualModelGuider": lambda model, cfg: dict(
+            model=model, model_negative=other, positive=POSITIVE, negative=NEGATIVE, cfg=cfg
+        ),
+        "PerpNegGuider": lambda model, cfg: dict(
+            model=model, positive=POSITIVE, negative=NEGATIVE, empty_conditioning=SECOND, cfg=cfg, neg_scale=1.0
+        ),
+    }
+    found = {
+        name
+        for name, node in comfy.NODE_CLASS_MAPPINGS.items()
+        if "GUIDER" in getattr(node, "RETURN_TYPES", ()) and not node.__module__.startswith("custom_nodes")
+    }
+    assert found <= builders.keys(), "ComfyUI has a guider that this test does not know."
+    return {name: lambda model, cfg, name=name: run_node(name, **builders[name](model, cfg))[0] for name in found}
+
+
+GUIDERS = ("CFGGuider", "BasicGuider", "DualCFGGuider", "DualModelGuider", "PerpNegGuider")
+
+
+@pytest.fixture(params=GUIDERS)
+def guider(request, guiders):
+    # DualModelGuider is new in ComfyUI 0.24: an older one has nothing to test here.
+    return guiders.get(request.param, guiders["CFGGuider"])
+
+
+def run(guider, *models):
+    """What a guider samples, and how many rows the models saw."""
+    import comfy.samplers
+
+    rows, noise = [], latent_noise(32, 32)
+    hooks = [
+        model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+        for model in models
+    ]
+    try:
+        done = guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), SIGMAS.clone(), disable_pbar=True, seed=0
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return done, sum(rows)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def logged(caplog):
+    """The passes that the log says ran, in all and by name."""
+    [(passes, names)] = re.findall(r"KleinKit: \d+ steps, (\d+) passes \((.*?)\)", caplog.text)
+    return int(passes), {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", names)}
+
+
+@pytest.mark.parametrize("cfg", (0.0, 1.0, 4.0))
+def test_a_neutral_node_changes_nothing(klein, run_node, guider, caplog, cfg):
+    plain, _ = run(guider(klein, cfg))
+    neutral, _ = run(guider(with_nodes(run_node, klein, CONSTANT), cfg))
+    assert torch.equal(neutral, plain)
+    assert not [sentence for sentence in warnings(caplog) if "scale from cfg" not in sentence]
+
+
+@pytest.mark.parametrize("node", (CONSTANT, FIRST_HALF, NO_POSITIVE, SKIP), ids=("constant", "half", "no positive", "skip"))
+@pytest.mark.parametrize("cfg", (0.0, 1.0, 4.0))
+def test_the_log_counts_what_ran(klein, other, run_node, guider, caplog, node, cfg):
+    caplog.set_level("INFO")
+    _, rows = run(guider(with_nodes(run_node, klein, node), cfg), klein, other)
+    assert logged(caplog)[0] == rows
+
+
+@pytest.mark.parametrize("style", ("regular", "nested"))
+def test_skip_layer_in_a_guider_of_two_positives(klein, run_node, caplog, style):
+    def sampled(node):
+        (guider,) = run_node(
+            "DualCFGGuider",
+            model=with_nodes(run_node, klein, node),
+            cond1=POSITIVE,
+            cond2=SECOND,
+            negative=NEGATIVE,
+            cfg_conds=3.0,
+            cfg_cond2_negative=4.0,
+            style=style,
+        )
+        return run(guider)[0]
+
+    ours, theirs = sampled(SKIP), sampled(COMFYUI_SKIP)
+    assert (theirs - sampled(CONSTANT)).abs().max() > 1e-2
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("cfg", (0.0, 4.0))
+def test_skip_layer_is_comfyui_s_own_in_every_guider_that_calls_hooks(klein, run_node, guider, cfg):
+    ours, theirs = (run(guider(with_nodes(run_node, klein, node), cfg))[0] for node in (SKIP, COMFYUI_SKIP))
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_skip_layer_acts_in_the_unguided_steps_of_a_guider_of_two_models(klein, run_node, guiders, caplog):
+    if "DualModelGuider" not in guiders:
+        assert guiders.keys() <= set(GUIDERS)  # ComfyUI before 0.24
+        return
+    caplog.set_level("INFO")
+    run(guiders["DualModelGuider"](with_nodes(run_node, klein, FIRST_HALF, SKIP), 4.0))
+    assert logged(caplog)[1]["skip"] == STEPS
+
+
+def test_a_guider_that_calls_no_hook_is_warned_of(klein, run_node, guiders, caplog):
+    if "DualModelGuider" not in guiders:
+        assert guiders.keys() <= set(GUIDERS)  # ComfyUI before 0.24
+        return
+    # At cfg 1 from the start it returns the positive before any hook.
+    plain, _ = run(guiders["DualModelGuider"](klein, 1.0))
+    skipped, _ = run(guiders["DualModelGuider"](with_nodes(run_node, klein, SKIP), 1.0))
+    assert torch.equal(plain, skipped)
+    [sentence] = warnings(caplog)
+    assert "Klein Skip-Layer Guidance planned a pass in step 1, but Guider_DualModel did not run it" in sentence
+
+
+def test_base_uncond_runs_the_negative_alone_on_the_base(klein, other, run_node, guiders):
+    model = with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": other}))
+    for name in ("CFGGuider", "DualCFGGuider", "PerpNegGuider"):
+        guider = guiders[name](model, 4.0)
+        assert run(guider, other)[1] == STEPS, name
+
+
+def test_base_uncond_beside_a_guider_of_two_models(klein, other, run_node, guiders, caplog):
+    if "DualModelGuider" not in guiders:
+        assert guiders.keys() <= set(GUIDERS)  # ComfyUI before 0.24
+        return
+    model = with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": random_klein(seed=9)}))
+    both, _ = run(guiders["DualModelGuider"](model, 4.0))
+    assert torch.equal(both, run(guiders["DualModelGuider"](klein, 4.0))[0])
+    [sentence] = warnings(caplog)
+    assert "Klein Base Uncond has no effect: the sampler's guider runs the negative on a model of its own" in sentence
