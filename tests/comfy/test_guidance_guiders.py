@@ -101,7 +101,8 @@ def logged(caplog):
 def test_a_neutral_node_changes_nothing(klein, run_node, guider, caplog, cfg):
     plain, _ = run(guider(klein, cfg))
     neutral, _ = run(guider(with_nodes(run_node, klein, CONSTANT), cfg))
-    assert torch.equal(neutral, plain)
+    # At cfg 0 the negative may run alone, and a batch of one rounds otherwise than a batch of two.
+    assert torch.equal(neutral, plain) if cfg else (neutral - plain).abs().max() <= 1e-5
     assert not [sentence for sentence in warnings(caplog) if "scale from cfg" not in sentence]
 
 

@@ -118,3 +118,81 @@ def test_zero_init_leaves_the_latent_as_it_is(klein, run_node, samplers):
         done = comfy_run(model, SIGMAS[:2], noise, prompt, prompt, 4.0, sampler)
         # ComfyUI divides what a flow model ends with by 1 − σ.
         assert (done * (1.0 - SIGMAS[1]) - noise).abs().max() < 1e-5, sampler
+
+
+def sampled_by(function, **options):
+    """A sampler object of ComfyUI with a sampling function of one's own."""
+    import comfy.samplers
+
+    return comfy.samplers.KSAMPLER(function, options)
+
+
+def detail_daemon(model, x, sigmas, extra_args=None, callback=None, disable=None, amount=0.0):
+    """As Detail Daemon: Euler that tells the model another sigma than its own, in the middle of the run."""
+    from comfy.k_diffusion.sampling import sample_euler
+
+    def altered(x, sigma, **kwargs):
+        middle = 0 < float(sigma[0]) < 0.97
+        return model(x, sigma * (1.0 - amount) if middle else sigma, **kwargs)
+
+    return sample_euler(Passing(model, altered), x, sigmas, extra_args, callback, disable)
+
+
+class Passing:
+    """A model wrapper as such samplers have: its attributes are the model's."""
+
+    def __init__(self, model, call):
+        self.model, self.call = model, call
+
+    def __call__(self, *args, **kwargs):
+        return self.call(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize("amount", (0.3, 0.1, -0.02))
+def test_a_sampler_that_alters_the_model_s_sigma(klein, run_node, amount):
+    calls = calls_of(with_nodes(run_node, klein, CONSTANT), sampled_by(detail_daemon, amount=amount), SIGMAS)
+    assert [index for _, index, _ in calls] == list(range(STEPS))
+
+
+@pytest.mark.parametrize("churn", (0.5, 3.0))
+@pytest.mark.parametrize("sampler, between", (("euler", 1), ("heun", 2), ("dpm_2", 2)))
+def test_a_sampler_that_churns(klein, run_node, sampler, between, churn):
+    import comfy.samplers
+
+    churning = comfy.samplers.ksampler(sampler, {"s_churn": churn})
+    calls = calls_of(with_nodes(run_node, klein, CONSTANT), churning, SIGMAS)
+    first_calls = [index for _, index, _ in calls][::between]
+    assert first_calls == list(range(STEPS))
+
+
+def test_zero_init_of_one_is_one_step_of_a_sampler_that_churns(klein, run_node, caplog):
+    import comfy.samplers
+
+    caplog.set_level("INFO")
+    model = with_nodes(run_node, klein, ("KleinKitCFGZeroStar", dict(optimized_scale=False, zero_init_steps=1)))
+    churning, prompt = comfy.samplers.ksampler("euler", {"s_churn": 3.0}), conditioning(embeddings(192, 1))
+    comfy_run(model, SIGMAS, latent_noise(32, 32), prompt, prompt, 1.0, churning)
+    assert f"{STEPS} steps, {STEPS - 1} passes (cond {STEPS - 1})" in caplog.text
+
+
+@pytest.mark.parametrize("sampler", ("euler", "dpm_2", "dpmpp_sde", "dpmpp_2s_ancestral", "seeds_2", "seeds_3"))
+def test_adaptive_guidance_ends_between_steps(klein, run_node, samplers, sampler):
+    assert sampler in samplers
+    passes, model = [], with_nodes(run_node, klein, ("KleinKitAdaptiveGuidance", {"threshold": -1.0}))
+
+    def record(executor, x, timestep, model_options, seed=None):
+        run = model_options["transformer_options"]["kleinkit_run"]
+        passes.append((run.step.index, run.step.passes))
+        return executor(x, timestep, model_options, seed)
+
+    from comfy.patcher_extension import WrappersMP
+
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, record)
+    prompts = conditioning(embeddings(192, 1)), conditioning(embeddings(192, 2))
+    comfy_run(model, SIGMAS, latent_noise(32, 32), *prompts, 4.0, sampler)
+    # The threshold is met at once: all calls of the first step are guided, and no other.
+    assert {names for index, names in passes if index == 0} == {("cond", "uncond")}
+    assert {names for index, names in passes if index > 0} == {("cond",)}

@@ -1,0 +1,74 @@
+"""A picture of a batch is the picture that it is alone, whatever its neighbours are."""
+
+import pytest
+import torch
+from kleinkit.nano.in_comfyui import random_klein
+from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+
+SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
+REFERENCE = {"reference_latents": [latent_noise(32, 32, seed=3)]}
+POSITIVE, NEGATIVE = (conditioning(embeddings(192, seed), **REFERENCE) for seed in (1, 2))
+# Pictures of very different contrast.
+NOISE = latent_noise(32, 32, batch=3) * torch.tensor([1.0, 0.2, 3.0])[:, None, None, None]
+NODES = {
+    "cfg": ("KleinKitCFG", dict(schedule={"schedule": "diminishing", "cutoff": 0.5}, unguided="conditional")),
+    "zero star": ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1)),
+    **{
+        f"skip-layer {mode}": (
+            "KleinKitSkipLayerGuidance",
+            dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode=mode, rescale=0.7),
+        )
+        for mode in ("block", "attention")
+    },
+    **{
+        f"renorm {mode}": ("KleinKitRenorm", dict(mode=mode, strength=1.0, shrink_only=False))
+        for mode in ("global", "token", "channel")
+    },
+    "slerp": ("KleinKitSlerpCFG", {}),
+    "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein()
+
+
+def run(model, noise):
+    return comfy_run(model, SIGMAS, noise, POSITIVE, NEGATIVE, 4.0)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_rule(klein, run_node, name):
+    model = with_nodes(run_node, klein, NODES[name])
+    together = run(model, NOISE)
+    for k in range(len(NOISE)):
+        alone = run(model, NOISE[k : k + 1])
+        assert (together[k : k + 1] - alone).abs().max() <= 1e-4 * alone.abs().max(), k
+
+
+def cosines(klein, run_node, noise):
+    """cos(v_c, v_u) of the picture in every step, by a probe."""
+    watched, probe = run_node("KleinKitProbe", model=klein)
+    run(watched, noise)
+    return [call["cosine"] for call in probe.runs[-1].calls]
+
+
+@pytest.mark.parametrize("unguided", ("conditional", "unconditional"))
+def test_adaptive_decides_for_each_picture(klein, run_node, caplog, unguided):
+    caplog.set_level("INFO")
+    seen = [cosines(klein, run_node, NOISE[k : k + 1]) for k in range(len(NOISE))]
+    # Some pictures come to it earlier than others.
+    threshold = sum(sorted(max(values[:2]) for values in seen)[:2]) / 2
+    nodes = (
+        ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided=unguided)),
+        ("KleinKitAdaptiveGuidance", {"threshold": threshold}),
+    )
+    model = with_nodes(run_node, klein, *nodes)
+    together = run(model, NOISE)
+    results = [run(model, NOISE[k : k + 1]) for k in range(len(NOISE))]
+    plain = run(klein, NOISE)
+    changed = [not torch.allclose(alone[0], plain[k], atol=1e-3) for k, alone in enumerate(results)]
+    assert any(changed) and not all(changed)
+    for k, alone in enumerate(results):
+        assert (together[k : k + 1] - alone).abs().max() <= 1e-4 * alone.abs().max(), k
