@@ -1,5 +1,7 @@
 """Guidance next to other packs' hooks and ComfyUI's own guidance nodes: both take effect."""
 
+import re
+
 import pytest
 import torch
 from kleinkit.nano.in_comfyui import random_klein
@@ -79,6 +81,36 @@ def ppm_cfg_limiter(args):
     return args["cond_denoised"]
 
 
+def velocities(model, cfg=4.0, sigmas=SIX_STEPS):
+    """‖v‖ and ‖v_c‖ of every call, as the sampler gets v, and the model says v_c."""
+    from comfy.patcher_extension import WrappersMP
+
+    norms, model = [], model.clone()
+
+    def record(executor, x, timestep, model_options, seed=None):
+        made = executor(x, timestep, model_options, seed)
+        norms.append([float((x - x0).norm()) for x0 in (made, positives.pop(0))])
+        return made
+
+    def positive(args):
+        positives[:] = [args["cond_denoised"]]
+        return args["denoised"]
+
+    positives = []
+    model.set_model_sampler_post_cfg_function(positive)
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, record)
+    run(model, cfg, sigmas)
+    return norms
+
+
+def renorm_has_the_last_word(klein, run_node, kind, hook):
+    """Behind another node's change, the guided velocity is as large as the positive's."""
+    theirs = hooked(klein, kind, hook)
+    for guided, positive in velocities(with_nodes(run_node, theirs, RENORM)):
+        assert guided == pytest.approx(positive, rel=1e-5)
+    assert max(abs(guided / positive - 1.0) for guided, positive in velocities(theirs)) > 1e-2
+
+
 @pytest.mark.parametrize("node", (RENORM, ZERO_STAR, SLERP, SKIP), ids=lambda node: node[0])
 class TestBothTakeEffect:
     def test_a_pre_cfg_hook(self, klein, run_node, node):
@@ -91,6 +123,9 @@ class TestBothTakeEffect:
 
     @pytest.mark.parametrize("kind, hook", (("post_cfg", sd_perturbed_attention), ("cfg", kjnodes_cfg_zero_star)))
     def test_a_hook_of_the_combination(self, klein, run_node, node, kind, hook):
+        if node is RENORM:
+            renorm_has_the_last_word(klein, run_node, kind, hook)
+            return
         theirs, ours = hooked(klein, kind, hook), with_nodes(run_node, klein, node)
         change = run(ours) - run(klein)
         assert change.abs().max() > 1e-3 and not torch.allclose(run(theirs), run(klein), atol=1e-3)
@@ -246,7 +281,7 @@ def test_another_node_s_cfg_counts(klein, run_node, cfg):
         (lambda run_node, model: override(with_nodes(run_node, model, LATE), 7.0), "Another node changed cfg to 7"),
         (
             lambda run_node, model: hooked(with_nodes(run_node, model, SLERP), "cfg", kjnodes_cfg_zero_star),
-            "Klein Slerp CFG and another node's function (test_guidance_other_packs.kjnodes_cfg_zero_star)",
+            "Klein Slerp CFG and another node's function (comfy.test_guidance_other_packs.kjnodes_cfg_zero_star)",
         ),
         (
             lambda run_node, model: with_nodes(run_node, model, ZERO_STAR, ("CFGZeroStar", {})),
@@ -329,3 +364,138 @@ def test_a_guider_without_a_negative(klein, run_node, caplog):
     (at_cfg_1,) = run_node("CFGGuider", model=model, positive=prompt, negative=prompt, cfg=1.0)
     assert torch.equal(sample_with(run_node, basic), sample_with(run_node, at_cfg_1))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+NEGATIVE_LATE = ("KleinKitCFG", LATE[1] | {"unguided": "unconditional"})
+
+
+def frequency_decoupled(args):
+    """As packs that combine by frequency: it takes whatever it gets for a negative."""
+    import torch.nn.functional as F
+
+    def low(v):
+        return F.interpolate(F.avg_pool2d(v, 2), scale_factor=2)
+
+    cond, uncond = args["cond"], args["uncond"]
+    return low(cond) + 6.0 * (cond - low(cond) - uncond + low(uncond)) + 3.0 * (low(cond) - low(uncond))
+
+
+@pytest.mark.parametrize(
+    "node", (LATE, NEGATIVE_LATE, ("KleinKitAdaptiveGuidance", {"threshold": -1.0})), ids=("cond", "uncond", "adaptive")
+)
+@pytest.mark.parametrize("kind, hook", (("cfg", frequency_decoupled), ("pre_cfg", ppm_tangential_damping)))
+def test_a_step_of_one_pass_has_nothing_to_combine(klein, run_node, node, kind, hook):
+    # The second half of the run, from the same latent: with their hook and without it.
+    hooked_model = with_nodes(run_node, hooked(klein, kind, hook), node)
+    from comfy.patcher_extension import WrappersMP
+
+    seen = []
+
+    def record(executor, x, timestep, model_options, seed=None):
+        made = executor(x, timestep, model_options, seed)
+        if len(model_options["transformer_options"]["kleinkit_run"].step.passes) == 1:
+            seen.append((x, timestep, made))
+        return made
+
+    hooked_model.add_wrapper(WrappersMP.PREDICT_NOISE, record)
+    run(hooked_model, sigmas=SIX_STEPS)
+    unguided = "unconditional" if node is NEGATIVE_LATE else "conditional"
+    alone = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.999, "end": 1.0}, unguided=unguided))
+    assert len(seen) >= 3
+    for x, timestep, made in seen:
+        assert torch.equal(made, prediction(with_nodes(run_node, klein, alone), x, timestep))
+
+
+def prediction(model, x, timestep):
+    """x0 of one model call at the first of two steps."""
+    from comfy.patcher_extension import WrappersMP
+
+    made, model = [], model.clone()
+
+    def ask(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        made.append(guider(x, timestep, model_options=extra_args["model_options"]))
+        return noise
+
+    model.add_wrapper(WrappersMP.SAMPLER_SAMPLE, ask)
+    sigma = float(timestep[0])
+    run(model, sigmas=torch.tensor([sigma, sigma / 2, 0.0]))
+    return made[0]
+
+
+def test_the_guard_of_a_distilled_model_holds_in_a_guider_that_does_not_read_cfg(klein, run_node, pack, caplog):
+    caplog.set_level("INFO")
+    guarded = pack("engine.sampling").with_rule(klein, pack("guidance.distilled").Distilled())
+    at_cfg_1 = run(klein, 1.0, SIX_STEPS)
+    sampled = sample_with(run_node, res4lyf_guider(guarded, [5.0] * 6))
+    (one,) = run_node(
+        "CFGGuider", model=klein, positive=conditioning(embeddings(192, 1)), negative=conditioning(embeddings(192, 2)), cfg=1.0
+    )
+    assert (sampled - sample_with(run_node, one)).abs().max() <= 1e-5 * at_cfg_1.abs().max()
+    assert "12 passes (cond 6, uncond 6)" in caplog.text
+    assert caplog.text.count("SharkGuider does not take its scale from cfg, so Klein Loader cannot save passes") == 1
+
+
+def test_a_guider_that_reads_cfg_in_its_own_way_is_not_warned_of(klein, run_node, caplog):
+    import comfy.samplers
+
+    class OfANumber(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, self.conds["negative"], self.conds["positive"], self.cfg,
+                model_options=model_options, seed=seed)  # fmt: skip
+
+    guider = OfANumber(with_nodes(run_node, klein, LATE))
+    guider.set_conds(conditioning(embeddings(192, 1)), conditioning(embeddings(192, 2)))
+    guider.set_cfg(4.0)
+    sample_with(run_node, guider)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("node", (LATE, ("KleinKitAdaptiveGuidance", {"threshold": -1.0})), ids=("interval", "adaptive"))
+def test_normalized_attention_guidance_keeps_both_passes(klein, run_node, caplog, node, comfy):
+    if "NAGuidance" not in comfy.NODE_CLASS_MAPPINGS:
+        return  # ComfyUI before 0.18
+    caplog.set_level("INFO")
+    (nag,) = run_node("NAGuidance", model=klein, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)
+    run(with_nodes(run_node, nag, node), sigmas=SIX_STEPS)
+    assert "12 passes (cond 6, uncond 6)" in caplog.text
+    assert caplog.text.count("asks for both passes in every step") == 1
+
+
+def test_normalized_attention_guidance_and_the_skip_pass(klein, run_node, comfy):
+    if "NAGuidance" not in comfy.NODE_CLASS_MAPPINGS:
+        return  # ComfyUI before 0.18
+    (nag,) = run_node("NAGuidance", model=klein, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)
+    theirs = (COMFYUI_SKIP[0], COMFYUI_SKIP[1] | dict(double_layers="", single_layers="1", scale=SKIP[1]["scale"]))
+    ours, whole = (run(with_nodes(run_node, nag, node)) for node in (SKIP, theirs))
+    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_base_uncond_says_that_it_ends_normalized_attention_guidance(klein, run_node, comfy, caplog):
+    if "NAGuidance" not in comfy.NODE_CLASS_MAPPINGS:
+        return  # ComfyUI before 0.18
+    (nag,) = run_node("NAGuidance", model=klein, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)
+    run(with_nodes(run_node, nag, ("KleinKitBaseUncond", {"base_model": random_klein(seed=5)})))
+    assert caplog.text.count("Klein Base Uncond takes the negative out of the batch") == 1
+
+
+CACHE = dict(reuse_threshold=0.5, start_percent=0.0, end_percent=1.0, verbose=False)
+MANY_STEPS = torch.linspace(1.0, 0.0, 21)
+
+
+def test_a_skip_pass_of_no_weight_does_not_disturb_easy_cache(klein, run_node):
+    (cached,) = run_node("EasyCache", model=klein, **CACHE)
+    tiny = (SKIP[0], SKIP[1] | {"scale": 1e-6})
+    plain, both = run(cached, sigmas=MANY_STEPS), run(with_nodes(run_node, cached, tiny), sigmas=MANY_STEPS)
+    assert not torch.allclose(plain, run(klein, sigmas=MANY_STEPS), atol=1e-3)
+    assert (both - plain).abs().max() <= 1e-3
+
+
+def test_no_skip_pass_where_easy_cache_answers(klein, run_node, caplog):
+    caplog.set_level("INFO")
+    (cached,) = run_node("EasyCache", model=klein, **CACHE)
+    run(with_nodes(run_node, cached, SKIP), sigmas=MANY_STEPS)
+    [counts] = re.findall(r"KleinKit: 20 steps, \d+ passes \(cond (\d+), uncond (\d+), skip (\d+)\)", caplog.text)
+    cond, uncond, skip = map(int, counts)
+    assert cond == uncond == 20 and 0 < skip < 20
+    assert caplog.text.count("does nothing in steps that a cache answers") == 1
