@@ -108,7 +108,7 @@ def renorm_has_the_last_word(klein, run_node, kind, hook):
     theirs = hooked(klein, kind, hook)
     for guided, positive in velocities(with_nodes(run_node, theirs, RENORM)):
         assert guided == pytest.approx(positive, rel=1e-5)
-    assert max(abs(guided / positive - 1.0) for guided, positive in velocities(theirs)) > 1e-2
+    assert max(abs(guided / positive - 1.0) for guided, positive in velocities(theirs)) > 1e-3
 
 
 @pytest.mark.parametrize("node", (RENORM, ZERO_STAR, SLERP, SKIP), ids=lambda node: node[0])
