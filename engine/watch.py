@@ -2,14 +2,17 @@
 
 import math
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
+from ..guidance.measure import MEASURES, measure
 from ..guidance.plan import step_index
-from ..report.measure import MEASURES, measure
+from ..guidance.rule import Rule
 from ..report.record import RunRecord
 from .skip_pass import blocks_of, is_compiled
 
@@ -30,16 +33,19 @@ class Probe:
         runs: of `RunRecord`, in the order in which they ran.
     """
 
-    def __init__(self, node):
-        self.node, self.runs = node, []
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.runs: list[RunRecord] = []
 
-    def begin(self, run):
-        def stays(other):
+    def begin(self, run: RunRecord) -> None:
+        """Add a run; what its sampler did in earlier prompts goes."""
+
+        def stays(other: RunRecord) -> bool:
             return other.sampler != run.sampler or (run.prompt is not None and other.prompt == run.prompt)
 
         self.runs = [*filter(stays, self.runs), run][-MOST_RUNS:]
 
-    def send(self, run, call):
+    def send(self, run: RunRecord, call: dict) -> None:
         """Send a call to the editor that queued the prompt; a worker without a server has none."""
         server = getattr(PromptServer, "instance", None)
         client, send = getattr(server, "client_id", None), getattr(server, "send_sync", None)
@@ -62,7 +68,7 @@ class Probe:
 class Watch:
     """Records the model calls of one run for its probes: one host synchronisation a call, after the model."""
 
-    def __init__(self, probes, sigmas, shape, rules):
+    def __init__(self, probes: list[Probe], sigmas: list[float], shape: Iterable[int], rules: Iterable[Rule]) -> None:
         context = get_executing_context()
         self.probes = probes
         self.run = RunRecord(
@@ -73,13 +79,23 @@ class Watch:
         self.step = None
         self.begin()
 
-    def counting(self, transformer_options):
+    def counting(self, transformer_options: dict) -> dict:
         """The options of a run, or of its passes on another model, with every model call counted."""
         wrappers = transformer_options.get("wrappers", {})
         apply_model = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), COUNT: [self.count]}
         return {**transformer_options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: apply_model}}
 
-    def count(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+    def count(
+        self,
+        executor: Any,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: torch.Tensor | None,
+        c_crossattn: torch.Tensor | None,
+        control: dict | None,
+        transformer_options: dict,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """Wrapper of ComfyUI's `apply_model`: how many passes share the call, and how many blocks it runs."""
         passes = len(transformer_options.get("cond_or_uncond", (0,)))
         # A compiled model would be compiled anew.
@@ -95,15 +111,17 @@ class Watch:
             # Several devices call at once: one append is one.
             self.counted.append((passes, sum(ran) if blocks else None))
 
-    def begin(self):
+    def begin(self) -> None:
+        """A model call begins."""
         self.counted, self.cfg, self.cond, self.uncond = [], None, None, None
         self.started = time.perf_counter()
 
-    def see(self, cfg, cond, uncond):
+    def see(self, cfg: float, cond: torch.Tensor | None, uncond: torch.Tensor | None) -> None:
         """The predictions of the call, as x0, and the scale that joined them; None: did not run."""
         self.cfg, self.cond, self.uncond = cfg, cond, uncond
 
-    def end(self, x, timestep, denoised):
+    def end(self, x: torch.Tensor, timestep: torch.Tensor, denoised: torch.Tensor) -> None:
+        """A model call has ended: measure it, keep the numbers, and send them."""
         sigma = timestep.flatten()[0].float()
         sigma, *values = torch.cat([sigma[None], measure(x, sigma, denoised, self.cond, self.uncond)]).tolist()
         milliseconds = (time.perf_counter() - self.started) * 1000.0
@@ -124,6 +142,6 @@ class Watch:
             probe.send(self.run, call)
 
 
-def finite(value):
+def finite(value: float) -> float | None:
     """A float32 in as many digits as it has, or None: JSON knows neither NaN nor infinity."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -126,6 +126,21 @@ class KleinKitTestFault:
         return (break_pass(model, fault, call),)
 
 
+class KleinKitTestWait:
+    """Is at work, without any, until it is interrupted."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        while True:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+
+
 class KleinKitTestBusy:
     """Right after this prompt, once ComfyUI has looked at what `/free` asked for, its machine is busy for a while."""
 
@@ -180,4 +195,4 @@ class KleinKitTestState:
 
 
 sys.addaudithook(listen)
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (KleinKitTestFault, KleinKitTestBusy, KleinKitTestState)}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (KleinKitTestFault, KleinKitTestWait, KleinKitTestBusy, KleinKitTestState)}
