@@ -10,14 +10,19 @@ import numpy as np
 import prompts
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.harness.workflow import as_prompt, read
 from kleinkit.nano.build import build
-from kleinkit.remote.ray_sweep import main, split, waiting
+from kleinkit.remote.ray_sweep import main, waiting
 from PIL import Image
 
 VALUES = "1:10, 20, 50"
 LABELS = [*map(str, range(1, 11)), "20", "50"]
 NOWHERE = "http://127.0.0.1:1"
+
+
+def of_type(prompt, kind):
+    """The one node of a type."""
+    [node] = [node for node in prompt.values() if node["class_type"] == kind]
+    return node
 
 
 @pytest.fixture
@@ -54,15 +59,56 @@ def test_a_sweep_survives_a_server_that_ends(server, study, tmp_path, comfyui, c
     assert np.abs(np.asarray(Image.open(out / "sheet.png")).astype(int) - wanted).max() <= 1
 
 
-def test_prompts_of_a_sweep(study):
-    made = split(study)
-    assert list(made) == LABELS
-    for text, prompt in made.items():
-        assert [node["inputs"] for node in prompt.values() if node["class_type"] == "KleinKitSweep"] == [{"values": text}]
-        [save] = [node for node in prompt.values() if node["class_type"] == "SaveImage"]
-        assert prompt[save["inputs"]["images"][0]]["class_type"] == "VAEDecode"
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Run the command on a prompt that it must refuse; what it says. Nothing may run, and nothing be written."""
+
+    def refused(prompt, *servers):
+        file, out = tmp_path / "study.json", tmp_path / "out"
+        file.write_text(json.dumps(prompt), "utf-8")
+        with pytest.raises(SystemExit) as ended:
+            main([str(file), "--servers", *servers, "--out", str(out)])
+        assert not out.exists()
+        return str(ended.value)
+
+    return refused
 
 
-def test_a_workflow_without_a_sweep_is_refused():
-    with pytest.raises(ValueError, match="^Expected a workflow with one KleinKitSweep, but got 0"):
-        split(as_prompt(read("klein-first-picture")))
+def test_two_sheets_and_a_value_that_comes_twice(server, study, tmp_path, capsys):
+    """One sheet shows the pictures and one their negatives; each value is there as often as it was written."""
+    of_type(study, "KleinKitSweep")["inputs"]["values"] = "4, 1, 4"
+    sheet = next(number for number, node in study.items() if node["class_type"] == "KleinKitContactSheet")
+    negative = {"class_type": "ImageInvert", "inputs": {"image": study[sheet]["inputs"]["images"]}}
+    # The second sheet has no labels.
+    second = {"class_type": "KleinKitContactSheet", "inputs": dict(images=["negative", 0], columns=1, title="")}
+    shown = {"class_type": "PreviewImage", "inputs": dict(images=["second", 0])}
+    study |= {"negative": negative, "second": second, "shown": shown}
+    outcome = api.queue(server, study)
+    wanted = {path.parent.name: np.asarray(Image.open(path)) for path in api.pictures(server, outcome)}
+    file, out = tmp_path / "study.json", tmp_path / "out"
+    file.write_text(json.dumps(study), "utf-8")
+    assert not main([str(file), "--servers", server.url, "--out", str(out)])
+    names = ["4", "1", "4 (2)"]
+    sheets = {f"sheet-{sheet}.png": wanted["output"], "sheet-second.png": wanted["temp"]}
+    assert {path.name for path in out.iterdir()} == {f"{name}-{i}.png" for name in names for i in (0, 1)} | sheets.keys()
+    for file, pixels in sheets.items():
+        assert np.abs(np.asarray(Image.open(out / file)).astype(int) - pixels).max() <= 1
+    assert (out / "4-0.png").read_bytes() != (out / "1-0.png").read_bytes()
+
+
+def test_a_server_without_a_node_is_named_before_anything_runs(server, study, refused):
+    study["other"] = {"class_type": "NodeOfAnotherPack", "inputs": {}}
+    before = api.read_log(server.log).count("got prompt")
+    assert refused(study, server.url) == (
+        f"{server.url} does not have the node NodeOfAnotherPack: install its pack there, or leave the server out."
+    )
+    assert api.read_log(server.log).count("got prompt") == before
+
+
+def test_a_workflow_that_saves_nothing_is_refused(server, study, refused):
+    kept = {k: node for k, node in study.items() if node["class_type"] not in ("SaveImage", "KleinKitContactSheet")}
+    assert refused(kept, server.url).startswith("No node of the workflow saves or shows a picture")
+
+
+def test_servers_that_do_not_answer(study, refused):
+    assert refused(study, NOWHERE) == f"None of the servers answers: {NOWHERE}."
