@@ -5,17 +5,14 @@ runs its prompts again on another one. What waits for a server waits in the serv
 """
 
 import argparse
-import asyncio
 import io
 import json
 import os
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import ray
 import torch
@@ -25,21 +22,13 @@ from ..checks import expected, in_node
 from ..harness import server as api
 from ..report.sheet import sheet
 from ..report.sweep import label, parse_values
+from .slot import SLOT, SLOTS, run, server_of, waiting
 
 SWEEP, SHEET = "KleinKitSweep", "KleinKitContactSheet"
 # Klein Sweep's output of that name.
 LABELS = 1
-SLOT = "comfyui"
-# One prompt runs on a server while the next one waits there.
-SLOTS = 2
-TRIES = 8
 STARTS = 3
-HEARTBEAT = 60
 OBJECT_STORE = 256 * 2**20
-
-
-class ServerGone(RuntimeError):
-    """A server ended, or stopped answering, before its prompt was done."""
 
 
 def read_prompt(path: Path) -> dict:
@@ -180,19 +169,6 @@ def contact_sheet(prompt: dict, number: str, pictures: list[list[Image.Image]]) 
     return Image.fromarray((page * 255.0).round().byte().numpy())
 
 
-def server_of(url: str) -> api.Server:
-    """A server that runs elsewhere, for the functions of `harness.server` that only talk to it."""
-    return api.Server(url, None, None)
-
-
-def waiting(url: str) -> int | None:
-    """How many prompts a server has to do, or None if it does not answer."""
-    try:
-        return api.get(server_of(url), "/prompt")["exec_info"]["queue_remaining"]
-    except OSError:
-        return None
-
-
 def check_servers(urls: list[str], prompt: dict) -> None:
     """Check that the servers that answer have the nodes of a prompt; say which ones do not answer.
 
@@ -215,29 +191,6 @@ def check_servers(urls: list[str], prompt: dict) -> None:
             )
         if not any(known[kind]["output_node"] for kind in kinds):
             raise ValueError("No node of the workflow saves or shows a picture: add Save Image or Klein Contact Sheet.")
-
-
-@ray.remote(num_cpus=0, resources={SLOT: 1}, max_retries=TRIES, retry_exceptions=[ServerGone])
-def run(urls: list[str], prompt: dict) -> tuple[str, dict[str, list[bytes]], list[str]]:
-    """Run a prompt on the server that has the least to do.
-
-    Returns:
-        `(url, pictures, sentences)`: PNG files by the node that saved them, and what went wrong.
-    """
-    queues = {url: count for url in random.sample(urls, len(urls)) if (count := waiting(url)) is not None}
-    if not queues:
-        raise RuntimeError(f"None of the servers answers: {', '.join(urls)}.")
-    url = min(queues, key=queues.get)
-    try:
-        outputs, error = asyncio.run(api.follow(url, prompt, heartbeat=HEARTBEAT))
-        pictures = {
-            number: [api.download(server_of(url), image) for image in output["images"]]
-            for number, output in outputs.items()
-            if output.get("images")
-        }
-    except (OSError, aiohttp.ClientError) as reason:
-        raise ServerGone(f"{url}: {reason}") from reason
-    return url, pictures, api.sentences(error) if error else []
 
 
 def start(slots: int) -> None:

@@ -1,20 +1,33 @@
 """What `comfy node pack` and the Comfy Registry take of this repository, as git itself reads `.comfyignore`."""
 
+import functools
 import subprocess
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+IS_CLONE = (ROOT / ".git").exists()
 
 
-def git(*arguments: str) -> str:
-    """What a git command says of the repository, whoever owns its folder."""
-    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+@functools.cache
+def repository() -> tempfile.TemporaryDirectory:
+    """For a copy without a history, as of a downloaded archive: an empty repository elsewhere."""
+    folder = tempfile.TemporaryDirectory()
+    subprocess.run(["git", "init", "--quiet", "--bare", folder.name], check=True)
+    return folder
+
+
+def git(*arguments: str, stdin: str = "") -> str:
+    """What a git command says of the pack's folder, whoever owns it."""
+    place = [] if IS_CLONE else [f"--git-dir={repository().name}", f"--work-tree={ROOT}"]
+    command = ["git", "-c", "safe.directory=*", "-C", str(ROOT), *place, *arguments]
+    return subprocess.run(command, input=stdin, check=True, capture_output=True, text=True, encoding="utf-8").stdout
 
 
 def listed(*options: str) -> list[str]:
-    """Files in git, relative to the pack's root; not those that were removed and are not committed yet."""
-    names = git("ls-files", "--cached", "-z", *options).split("\0")
+    """Files in git, relative to the pack's root. Not those that were removed and are not committed yet."""
+    which = ["--cached"] if IS_CLONE else ["--others", "--exclude-per-directory=.gitignore"]
+    names = git("ls-files", "-z", *which, *options).split("\0")
     return sorted(name for name in names if name and (ROOT / name).exists())
 
 

@@ -5,17 +5,19 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import prompts
 import pytest
 from kleinkit.harness import server as api
 from kleinkit.nano.build import build
-from kleinkit.remote.ray_sweep import main, waiting
+from kleinkit.remote.ray_sweep import main
+from kleinkit.remote.slot import waiting
 from PIL import Image
 
-VALUES = "1:10, 20, 50"
-LABELS = [*map(str, range(1, 11)), "20", "50"]
+VALUES = "1:5, 20, 50"
+LABELS = [*map(str, range(1, 6)), "20", "50"]
 NOWHERE = "http://127.0.0.1:1"
 
 
@@ -27,30 +29,48 @@ def of_type(prompt, kind):
 
 @pytest.fixture
 def study():
-    """The guidance study as a prompt of two steps."""
-    return prompts.of_workflow("klein-guidance-study", steps=2, values=VALUES)
+    """The guidance study as a prompt of small pictures and one step."""
+    return prompts.of_workflow("klein-guidance-study", steps=1, width=64, height=64, values=VALUES)
 
 
-def test_a_sweep_survives_a_server_that_ends(server, study, tmp_path, comfyui, capsys):
-    wanted = prompts.run(server, study)
+@contextlib.contextmanager
+def busy(server):
+    """Inside, the server is at work on another prompt, until that is interrupted."""
+    at_work = threading.Event()
+    with ThreadPoolExecutor(1) as other:
+        wait = {"wait": {"class_type": "KleinKitTestWait", "inputs": {}}}
+        run = other.submit(api.queue, server, wait, lambda kind, data: kind == "executing" and at_work.set())
+        assert at_work.wait(60)
+        try:
+            yield
+        finally:
+            prompts.interrupt(server)
+        assert api.sentences(run.result().error) == ["KleinKitTestWait: interrupted"]
+
+
+def test_a_sweep_survives_a_server_that_ends(lab, study, tmp_path, comfyui, capsys):
+    wanted = prompts.run(lab, study)
     file, out = tmp_path / "study.json", tmp_path / "out"
     file.write_text(json.dumps(study), "utf-8")
     build(tmp_path / "models", comfyui)
-    with contextlib.ExitStack() as second:
-        doomed = second.enter_context(api.running(comfyui, tmp_path))
+    with contextlib.ExitStack() as second, busy(lab), ThreadPoolExecutor(1) as killer:
+        doomed, over = second.enter_context(api.running(comfyui, tmp_path)), threading.Event()
 
         def end_it():
-            # In the middle: it has made a picture, and has work to do.
-            while api.read_log(doomed.log).count("Prompt executed") < 1 or not waiting(doomed.url):
+            # In the middle: it has made a picture, and has work to do. While the other one is busy, it gets some.
+            while not over.is_set() and not (api.read_log(doomed.log).count("Prompt executed") and waiting(doomed.url)):
                 time.sleep(0.02)
             second.close()
+            prompts.interrupt(lab)
 
-        thread = threading.Thread(target=end_it)
-        thread.start()
-        assert not main([str(file), "--servers", NOWHERE, doomed.url, server.url, "--out", str(out)])
-        thread.join()
-    lines = re.findall(r"^(\d+) of 12: (\d+) from (\S+)$", capsys.readouterr().out, re.MULTILINE)
-    assert [int(number) for number, _, _ in lines] == [*range(1, 13)]
+        end = killer.submit(end_it)
+        try:
+            assert not main([str(file), "--servers", NOWHERE, doomed.url, lab.url, "--out", str(out)])
+        finally:
+            over.set()
+        end.result()
+    lines = re.findall(r"^(\d+) of 7: (\d+) from (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [int(number) for number, _, _ in lines] == [*range(1, len(LABELS) + 1)]
     assert sorted(label for _, label, _ in lines) == sorted(LABELS)
     # It took prompts that another server has finished.
     assert [url for _, _, url in lines].count(doomed.url) < api.read_log(doomed.log).count("got prompt")
