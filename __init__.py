@@ -12,13 +12,13 @@ if is_new_enough():
     __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
 
     class KleinKit(ComfyExtension):
-        async def on_load(self):
+        async def on_load(self) -> None:
             routes.add()
 
-        async def get_node_list(self):
+        async def get_node_list(self) -> list:
             return nodes.NODES
 
-    async def comfy_entrypoint():
+    async def comfy_entrypoint() -> KleinKit:
         return KleinKit()
 else:
     # A pack without nodes, in the form that every ComfyUI knows.

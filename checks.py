@@ -2,27 +2,30 @@
 
 import functools
 import math
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeGuard
 
 LONGEST_VALUE = 200
 
 
-def expected(name, fits, given):
+def expected(name: str, fits: str, given: object) -> ValueError:
     """The error for an input that does not fit: `raise expected("start", "between 0.0 and 1.0", 1.2)`."""
     return ValueError(f"Expected `{name}` to be {fits}, but got {shown(given)}.")
 
 
-def shown(value):
+def shown(value: object) -> str:
     """A value as an error shows it: not at any length."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
-def is_number(value):
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number. Python counts True and False among them, and nobody means that."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def number(name, value, low, high):
+def number(name: str, value: object, low: float, high: float) -> None:
     """Check that a number lies between two limits; limits of type int ask for a whole number.
 
     Raises:
@@ -33,7 +36,7 @@ def number(name, value, low, high):
         raise expected(name, f"a {'whole ' if whole else ''}number between {low} and {high}", value)
 
 
-def one_of(name, choices, value):
+def one_of(name: str, choices: Collection[str], value: object) -> None:
     """Check that a value is one of the choices.
 
     Raises:
@@ -43,7 +46,7 @@ def one_of(name, choices, value):
         raise expected(name, f"one of {', '.join(choices)}" if choices else "absent", value)
 
 
-def steps_in_range(start, end, steps):
+def steps_in_range(start: float, end: float, steps: int) -> range:
     """The steps i of a run with start·n ≤ i < end·n.
 
     Args:
@@ -64,7 +67,7 @@ def steps_in_range(start, end, steps):
 
 
 @contextmanager
-def in_node(node_id):
+def in_node(node_id: str) -> Iterator[None]:
     """A `ValueError` inside begins with the node's id."""
     try:
         yield
@@ -73,12 +76,12 @@ def in_node(node_id):
         raise ValueError(f"{node_id}: {error}").with_traceback(error.__traceback__) from None
 
 
-def names_itself(node):
+def names_itself(node: type[Any]) -> type[Any]:
     """Class decorator: a `ValueError` of the node's `execute` begins with the node's id."""
     execute = node.execute.__func__
 
     @functools.wraps(execute)
-    def named(cls, *args, **kwargs):
+    def named(cls: type, *args: Any, **kwargs: Any) -> Any:
         with in_node(node.__name__):
             return execute(cls, *args, **kwargs)
 
@@ -86,7 +89,7 @@ def names_itself(node):
     return node
 
 
-def no_choice(name, choices):
+def no_choice(name: str, choices: Iterable[str]) -> str:
     """What `validate_inputs` answers when a DynamicCombo is missing in its arguments.
 
     ComfyUI does not check one: of a value that is not in the list, nothing reaches the node.

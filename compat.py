@@ -12,7 +12,7 @@ except ImportError:
 OLDEST = "0.16.3"
 
 
-def is_new_enough(version=COMFYUI):
+def is_new_enough(version: str | None = COMFYUI) -> bool:
     """Whether a ComfyUI of this version is one that the pack works with; if not, the log says so."""
     if version is None or numbers(version) >= numbers(OLDEST):
         return True
@@ -20,5 +20,6 @@ def is_new_enough(version=COMFYUI):
     return False
 
 
-def numbers(version):
+def numbers(version: str) -> list[int]:
+    """The first three numbers of a version, to compare it with others."""
     return [int(number) for number in re.findall(r"\d+", version)[:3]]

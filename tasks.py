@@ -491,7 +491,7 @@ def parse(arguments):
     family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
     command("pictures", "make the pictures of the workflows and of the README anew")
     sweep = command("sweep", "run a workflow's Klein Sweep on several ComfyUI servers at once, with Ray")
-    sweep.add_argument("workflow", type=Path, help="of the editor or in API format")
+    sweep.add_argument("workflow", type=Path, help="in API format: File → Export (API) in ComfyUI")
     sweep.add_argument("--servers", nargs="+", required=True, metavar="URL", help="such as http://10.0.0.2:8188")
     sweep.add_argument("--out", type=Path, required=True, help="the folder for the pictures")
     run = commands.add_parser("run")

@@ -7,6 +7,7 @@ import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 # Bits of one element, by the format's dtype names (github.com/huggingface/safetensors, `Dtype`).
 BITS = {
@@ -148,6 +149,10 @@ def read_header(path):
     return Header(path, tensors, metadata)
 
 
+def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+
+
 def _tensor(entry):
     """`Tensor` of one JSON entry, or None if it is not one."""
     if not isinstance(entry, dict):
@@ -155,7 +160,7 @@ def _tensor(entry):
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         return None
-    if not all(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers) for numbers in (shape, offsets)):
+    if not (_are_sizes(shape) and _are_sizes(offsets)):
         return None
     # More than 64 dimensions, or sizes beyond 64 bits, would make the product below slow.
     if len(offsets) != 2 or len(shape) > 64 or any(n >= 2**63 for n in (*shape, *offsets)):

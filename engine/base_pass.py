@@ -1,7 +1,9 @@
 """The negative pass on another model."""
 
-from comfy.model_patcher import create_model_options_clone
-from comfy.patcher_extension import CallbacksMP, WrappersMP, merge_nested_dicts
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, merge_nested_dicts
 from comfy.samplers import calc_cond_batch
 
 from ..guidance.base_uncond import BaseUncond
@@ -11,7 +13,7 @@ from .run import run_of
 BASE = "kleinkit_base"
 
 
-def with_base(model, base):
+def with_base(model: ModelPatcher, base: ModelPatcher) -> ModelPatcher:
     """A model whose negative passes run on `base`, which ComfyUI loads and frees together with it.
 
     Args:
@@ -40,17 +42,25 @@ def with_base(model, base):
     return model
 
 
-def base_of(patcher):
+def base_of(patcher: ModelPatcher) -> ModelPatcher:
     """The base model of a patcher that has one."""
     return patcher.get_additional_models_with_key(BASE)[0]
 
 
-def describe(model):
+def describe(model: ModelPatcher) -> str:
+    """A model's architecture and shape, for an error."""
     config = model.model.model_config.unet_config
     return f"{type(model.model).__name__} of hidden size {config.get('hidden_size')}, text width {config.get('context_in_dim')}"
 
 
-def calc_cond_batch_with_base(executor, model, conds, x, timestep, model_options):
+def calc_cond_batch_with_base(
+    executor: WrapperExecutor,
+    model: BaseModel,
+    conds: list[list[dict] | None],
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    model_options: dict,
+) -> list[torch.Tensor]:
     """ComfyUI's batch of passes, those of the negative prompt taken out and run on the base model."""
     run = run_of(model_options)
     found = model.current_patcher.get_additional_models_with_key(BASE)

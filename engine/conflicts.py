@@ -1,10 +1,10 @@
 """What has no effect or no meaning in a run, or did not happen as it was planned: a sentence each."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import comfy.samplers
 import comfy_extras.nodes_cfg
+from comfy.samplers import CFGGuider
 
 from ..guidance.plan import plan
 from ..guidance.rule import ADAPTIVE, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
@@ -13,17 +13,17 @@ from .run import Run
 PROMPTS = {COND: "positive", UNCOND: "negative"}
 
 
-def is_plain(guider) -> bool:
+def is_plain(guider: CFGGuider) -> bool:
     """Whether a guider predicts as ComfyUI's CFGGuider does: a positive, a negative, and `cfg` between them."""
-    return type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+    return type(guider).predict_noise is CFGGuider.predict_noise
 
 
-def scale_of(guider) -> float:
+def scale_of(guider: CFGGuider) -> float:
     """A guider's cfg; 1 where it is no number, as in KJNodes' ScheduledCFGGuidance, whose cfg can be a list."""
     return guider.cfg if isinstance(guider.cfg, (int, float)) else 1.0
 
 
-def is_zero_star(hook) -> bool:
+def is_zero_star(hook: Callable) -> bool:
     """Whether a hook is that of ComfyUI's CFGZeroStar: the function that its node defines."""
     node = getattr(comfy_extras.nodes_cfg, "CFGZeroStar", None)
     method = getattr(node, "execute", None) or getattr(node, "patch", None)
@@ -34,7 +34,7 @@ def _none():
     pass
 
 
-def before_run(rules: tuple[Rule, ...], guider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
+def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
     """What is known before a run begins."""
     title = {rule.order: rule.title for rule in rules}
     if DISTILLED in title:
@@ -69,11 +69,12 @@ def before_run(rules: tuple[Rule, ...], guider, model_options: dict, sigmas: lis
         )
 
 
-def name_of(function) -> str:
+def name_of(function: Callable) -> str:
+    """Where a function comes from, for a message."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def after_step(run: Run, guider) -> None:
+def after_step(run: Run, guider: CFGGuider) -> None:
     """Warn where a step did not run as it was planned."""
     step, ran, kind = run.step, run.ran(), type(guider).__name__
     owners = {extra.name: (rule.title, extra.of) for rule in run.rules for extra in rule.passes}

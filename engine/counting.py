@@ -1,8 +1,11 @@
 """Every call of the model in a run is counted: which passes share it, and how many blocks it runs."""
 
 from functools import partial
+from typing import Any
 
-from comfy.patcher_extension import WrappersMP
+import torch
+from comfy.model_base import BaseModel
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from .run import ModelCall, Run
@@ -10,7 +13,7 @@ from .run import ModelCall, Run
 COUNT = "kleinkit_count"
 
 
-def blocks_of(model) -> dict:
+def blocks_of(model: BaseModel) -> dict:
     """The blocks of a model by kind, in the order in which it runs them; none of a model that is built otherwise.
 
     Args:
@@ -35,7 +38,17 @@ def counting(transformer_options: dict, run: Run) -> dict:
     return {**transformer_options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: apply_model}}
 
 
-def count(run: Run, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+def count(
+    run: Run,
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    c_concat: torch.Tensor | None,
+    c_crossattn: torch.Tensor | None,
+    control: dict | None,
+    transformer_options: dict,
+    **kwargs: Any,
+) -> torch.Tensor:
     """Wrapper of ComfyUI's `apply_model`."""
     indices = transformer_options.get("cond_or_uncond", (0,))
     rows = tuple(zip(transformer_options.get("uuids", (None,) * len(indices)), indices))

@@ -8,6 +8,7 @@ import uuid
 
 import comfy.samplers
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import set_model_options_patch_replace
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
@@ -20,7 +21,7 @@ from .run import Run
 STATES = ("img", "txt")
 
 
-def block_counts(model) -> dict[str, int]:
+def block_counts(model: BaseModel) -> dict[str, int]:
     """How many blocks of each kind a model has, in the order in which it runs them.
 
     Args:
@@ -100,7 +101,7 @@ def keep_entry(model_options: dict, extra: ExtraPass, block: Block, run: Run) ->
     """
     before = replacement(model_options, block)
 
-    def keep(args, more):
+    def keep(args: dict, more: dict) -> dict:
         options = args["transformer_options"]
         roles = [run.role(*row) for row in zip(options["uuids"], options["cond_or_uncond"])]
         if extra.of in roles and extra.name not in run.entries:
@@ -134,7 +135,9 @@ def pass_options(model_options: dict, extra: ExtraPass, state: dict | None, coun
     return model_options
 
 
-def run_pass(extra: ExtraPass, run: Run, model, conds: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def run_pass(
+    extra: ExtraPass, run: Run, model: BaseModel, conds: list[dict], x: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
     """x0 of an extra pass.
 
     Its conditionings get uuids of their own, so that what knows a pass by them (ComfyUI's EasyCache) takes it for no other.

@@ -91,7 +91,7 @@ class Run:
     between: int = 1
     warned: set[str] = field(default_factory=set)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.memories = {rule.node: {} for rule in self.rules}
         self.between = CALLS_BETWEEN.get(self.sampler, 1)
 

@@ -2,12 +2,17 @@
 
 import logging
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import comfy.model_sampling
 import comfy.samplers
-from comfy.patcher_extension import WrappersMP
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.samplers import CFGGuider
 
 from ..checks import in_node
 from ..guidance import stack
@@ -17,7 +22,7 @@ from .conflicts import after_step, before_run, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
 from .run import LATENT, RESULT, RUN, Run, all_finite, run_of, titles
-from .watch import PROBES, Watch
+from .watch import PROBES, Probe, Watch
 
 RULES = "kleinkit_rules"
 KEY = "kleinkit"
@@ -25,7 +30,7 @@ KEY = "kleinkit"
 COMBINING = ("sampler_cfg_function", "sampler_pre_cfg_function")
 
 
-def with_rule(model, rule: Rule):
+def with_rule(model: ModelPatcher, rule: Rule) -> ModelPatcher:
     """A clone of the model that carries one more rule.
 
     Args:
@@ -44,7 +49,7 @@ def with_rule(model, rule: Rule):
     return model
 
 
-def with_probe(model, probe):
+def with_probe(model: ModelPatcher, probe: Probe) -> ModelPatcher:
     """A clone of the model whose runs `probe` records.
 
     Args:
@@ -60,7 +65,7 @@ def with_probe(model, probe):
     return model
 
 
-def with_hooks(model):
+def with_hooks(model: ModelPatcher) -> ModelPatcher:
     """A clone of the model with the hooks that run rules and probes.
 
     Raises:
@@ -80,7 +85,16 @@ def with_hooks(model):
     return model
 
 
-def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+def sample(
+    executor: WrapperExecutor,
+    guider: CFGGuider,
+    sigmas: torch.Tensor,
+    extra_args: dict,
+    callback: Callable | None,
+    noise: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:
     """SAMPLER_SAMPLE wrapper: begin a run, and say at its end what really ran."""
     options = extra_args["model_options"]
     rules = options.get(RULES, ())
@@ -92,7 +106,7 @@ def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwarg
         run.watch = Watch(options[PROBES], run, noise.shape)
     options["transformer_options"] = counting({**options.get("transformer_options", {}), RUN: run}, run)
 
-    def stepped(index, *others):
+    def stepped(index: int, *others: Any) -> None:
         run.step_done(index)
         if callback is not None:
             callback(index, *others)
@@ -110,7 +124,9 @@ def sample(executor, guider, sigmas, extra_args, callback, noise, *args, **kwarg
             logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, passes, ran, titles(rules))
 
 
-def predict_noise(executor, x, timestep, model_options, seed=None):
+def predict_noise(
+    executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed: int | None = None
+) -> torch.Tensor:
     """PREDICT_NOISE wrapper: one model call, recorded where a probe asks for it."""
     run = run_of(model_options)
     if run is None:
@@ -132,7 +148,7 @@ def predict_noise(executor, x, timestep, model_options, seed=None):
 
 
 @contextmanager
-def changed(options: dict, values: dict, hidden: tuple[str, ...] = ()):
+def changed(options: dict, values: dict, hidden: tuple[str, ...] = ()) -> Iterator[None]:
     """Inside, some options have other values, and some are hidden.
 
     No copy is made: other packs keep what they know of a run in the options.
@@ -150,7 +166,9 @@ def changed(options: dict, values: dict, hidden: tuple[str, ...] = ()):
         options.update(before)
 
 
-def predict(executor, x, timestep, model_options, seed, run: Run):
+def predict(
+    executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed: int | None, run: Run
+) -> torch.Tensor:
     """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
     guider, conds = executor.class_obj, executor.class_obj.conds
     (sigma,), observed = run.read(timestep.flatten()[0])
@@ -204,7 +222,7 @@ def extras_of(rules: tuple[Rule, ...], step: Step) -> list[tuple[Rule, ExtraPass
     return [(rule, extra) for rule in rules for extra in rule.passes if extra.name in step.passes]
 
 
-def as_the_guider_can(step: Step, guider, model_options: dict, run: Run) -> Step:
+def as_the_guider_can(step: Step, guider: CFGGuider, model_options: dict, run: Run) -> Step:
     """The step without what its guider has no prompt for; with both passes, where the negative's alone cannot be had."""
     if step.zero:
         return step
@@ -220,7 +238,7 @@ def as_the_guider_can(step: Step, guider, model_options: dict, run: Run) -> Step
     return step
 
 
-def post_cfg(args):
+def post_cfg(args: dict) -> torch.Tensor:
     """Post-CFG hook: apply the rules to the predictions of a step, as a difference to what the sampler made of them."""
     run = run_of(args["model_options"])
     if run is None:

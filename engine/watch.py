@@ -2,13 +2,15 @@
 
 import math
 import time
+from collections.abc import Iterable
 
 import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..report.measure import MEASURES, measure
+from ..guidance.measure import MEASURES, measure
 from ..report.record import RunRecord
+from .run import Run
 
 PROBES = "kleinkit_probes"
 EVENT = "kleinkit.probe"
@@ -26,16 +28,19 @@ class Probe:
         runs: of `RunRecord`, in the order in which they ran.
     """
 
-    def __init__(self, node):
-        self.node, self.runs = node, []
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.runs: list[RunRecord] = []
 
-    def begin(self, run):
-        def stays(other):
+    def begin(self, run: RunRecord) -> None:
+        """Add a run; what its sampler did in earlier prompts goes."""
+
+        def stays(other: RunRecord) -> bool:
             return other.sampler != run.sampler or (run.prompt is not None and other.prompt == run.prompt)
 
         self.runs = [*filter(stays, self.runs), run][-MOST_RUNS:]
 
-    def send(self, run, call):
+    def send(self, run: RunRecord, call: dict) -> None:
         """Send a call to the editor that queued the prompt; a worker without a server has none."""
         server = getattr(PromptServer, "instance", None)
         client, send = getattr(server, "client_id", None), getattr(server, "send_sync", None)
@@ -58,7 +63,7 @@ class Probe:
 class Watch:
     """Records the model calls of one run for its probes: one host synchronisation a call, after the model."""
 
-    def __init__(self, probes, run, shape):
+    def __init__(self, probes: list[Probe], run: Run, shape: Iterable[int]) -> None:
         context = get_executing_context()
         self.probes, self.of = probes, run
         self.run = RunRecord(
@@ -72,15 +77,17 @@ class Watch:
             probe.begin(self.run)
         self.begin()
 
-    def begin(self):
+    def begin(self) -> None:
+        """A model call begins."""
         self.cfg, self.cond, self.uncond = None, None, None
         self.started = time.perf_counter()
 
-    def see(self, cfg, cond, uncond):
+    def see(self, cfg: float, cond: torch.Tensor | None, uncond: torch.Tensor | None) -> None:
         """The predictions of the call, as x0, and the scale that joined them; None: did not run."""
         self.cfg, self.cond, self.uncond = cfg, cond, uncond
 
-    def end(self, x, timestep, denoised):
+    def end(self, x: torch.Tensor, timestep: torch.Tensor, denoised: torch.Tensor) -> None:
+        """A model call has ended: measure it, keep the numbers, and send them."""
         sigma = timestep.flatten()[0].float()
         sigma, *values = torch.cat([sigma[None], measure(x, sigma, denoised, self.cond, self.uncond)]).tolist()
         milliseconds = (time.perf_counter() - self.started) * 1000.0
@@ -101,6 +108,6 @@ class Watch:
             probe.send(self.run, call)
 
 
-def finite(value):
+def finite(value: float) -> float | None:
     """A float32 in as many digits as it has, or None: JSON knows neither NaN nor infinity."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

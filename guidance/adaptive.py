@@ -32,7 +32,7 @@ class Adaptive(Rule):
     order: ClassVar[int] = ADAPTIVE
     threshold: float = 0.99
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number("threshold", self.threshold, -1.0, 1.0)
 
     def decide(self, step: Step) -> Step:

@@ -3,16 +3,18 @@
 import inspect
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from ..checks import expected, number, one_of, steps_in_range
-from .rule import SCHEDULE, Rule
+from .rule import SCHEDULE, Rule, Step
 
 SKIP_MODES = ("early", "late", "early_late", "middle", "alternate")
 UNGUIDED = {"conditional": 1.0, "unconditional": 0.0}
 
 
-def combine(cond, uncond, cfg):
+def combine(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:
     """v_u + w (v_c − v_u), arXiv 2207.12598 in the form that ComfyUI and diffusers use.
 
     Args:
@@ -28,7 +30,7 @@ def combine(cond, uncond, cfg):
 class Constant:
     """Every step at the sampler's cfg."""
 
-    def cfg(self, step):
+    def cfg(self, step: Step) -> float | None:
         return step.cfg
 
 
@@ -42,10 +44,10 @@ class Interval:
     start: float = 0.0
     end: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps_in_range(self.start, self.end, 1)
 
-    def cfg(self, step):
+    def cfg(self, step: Step) -> float | None:
         return step.cfg if step.index in steps_in_range(self.start, self.end, step.steps) else None
 
 
@@ -56,14 +58,14 @@ class Skip:
     mode: str = "late"
     guided_ratio: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("mode", SKIP_MODES, self.mode)
         number("guided_ratio", self.guided_ratio, 0.0, 1.0)
 
-    def cfg(self, step):
+    def cfg(self, step: Step) -> float | None:
         i, n = step.index, step.steps
 
-        def guided_before(steps):
+        def guided_before(steps: int) -> int:
             # 0.29 · 100 is 28.999999999999996 in floating point; 29 steps are meant.
             return math.floor(round(steps * self.guided_ratio, 9))
 
@@ -84,10 +86,10 @@ class Diminishing:
 
     cutoff: float = 0.11
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number("cutoff", self.cutoff, 0.01, 1.0)
 
-    def cfg(self, step):
+    def cfg(self, step: Step) -> float | None:
         return step.cfg + (1.0 - step.cfg) * min((1.0 - step.sigma) / self.cutoff, 1.0)
 
 
@@ -97,19 +99,19 @@ class Curve:
 
     scales: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.scales or not all(math.isfinite(scale) and 0.0 <= scale <= 100.0 for scale in self.scales):
             raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", self.scales)
 
     @classmethod
-    def parse(cls, scales="5, 3, 1"):
+    def parse(cls, scales: str = "5, 3, 1") -> "Curve":
         """The curve of a text."""
         try:
             return cls(tuple(float(part) for part in scales.split(",")))
         except (AttributeError, ValueError):
             raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", scales) from None
 
-    def cfg(self, step):
+    def cfg(self, step: Step) -> float | None:
         last = len(self.scales) - 1
         position = step.index * last / (step.steps - 1) if step.steps > 1 else 0.0
         before = int(position)
@@ -117,10 +119,11 @@ class Curve:
         return low + (high - low) * (position - before)
 
 
+Schedule = Constant | Interval | Skip | Diminishing | Curve
 SCHEDULES = {"constant": Constant, "interval": Interval, "skip": Skip, "diminishing": Diminishing, "curve": Curve.parse}
 
 
-def choose_schedule(choice, /, **inputs):
+def choose_schedule(choice: str, /, **inputs: Any) -> Schedule:
     """The schedule of a choice of `schedule` and the inputs that the choice brings.
 
     Raises:
@@ -141,13 +144,13 @@ class CFG(Rule):
     node: ClassVar[str] = "KleinKitCFG"
     title: ClassVar[str] = "Klein CFG"
     order: ClassVar[int] = SCHEDULE
-    schedule: Constant | Interval | Skip | Diminishing | Curve = Constant()
+    schedule: Schedule = Constant()
     unguided: str = "conditional"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("unguided", UNGUIDED, self.unguided)
 
-    def decide(self, step):
+    def decide(self, step: Step) -> Step:
         step = replace(step, unguided_cfg=UNGUIDED[self.unguided])
         cfg = self.schedule.cfg(step)
         return step.without_guidance() if cfg is None else replace(step, cfg=cfg)

@@ -55,7 +55,7 @@ class ImageCFG(Rule):
     order: ClassVar[int] = COMBINE
     image_scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number("image_scale", self.image_scale, 0.0, 100.0)
 
     @property

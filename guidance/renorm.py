@@ -48,7 +48,7 @@ class Renorm(Rule):
     strength: float = 1.0
     shrink_only: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("mode", MODES, self.mode)
         number("strength", self.strength, 0.0, 1.0)
 

@@ -1,6 +1,7 @@
 """Skip-layer guidance: away from what the model would say without some of its layers."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -79,7 +80,17 @@ def without_attention(before: BlockPatch | None) -> BlockPatch:
     return patch
 
 
-def values_only(attention, q, k, v, heads, *args, skip_reshape=False, skip_output_reshape=False, **kwargs):
+def values_only(
+    attention: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    heads: int,
+    *args: Any,
+    skip_reshape: bool = False,
+    skip_output_reshape: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
     """Attention whose map is the identity: it returns the values (PAG, arXiv 2403.17377; STG, arXiv 2411.18664)."""
     if q.shape != v.shape:
         return attention(q, k, v, heads, *args, skip_reshape=skip_reshape, skip_output_reshape=skip_output_reshape, **kwargs)
@@ -105,7 +116,7 @@ class SkipLayer(Rule):
     mode: str = "block"
     rescale: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps_in_range(self.start, self.end, 1)
         number("scale", self.scale, 0.0, 100.0)
         number("rescale", self.rescale, 0.0, 1.0)

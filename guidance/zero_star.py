@@ -34,7 +34,7 @@ class CFGZeroStar(Rule):
     optimized_scale: bool = True
     zero_init_steps: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number("zero_init_steps", self.zero_init_steps, 0, 10000)
 
     def decide(self, step: Step) -> Step:

@@ -195,10 +195,16 @@ def get(server, path):
 
 
 def forget(server):
-    """Make the server forget every cached output and unload every model: the next prompt runs all its nodes."""
+    """Make the server forget every cached output and unload every model: the next prompt runs all its nodes.
+
+    ComfyUI looks at such a wish after a prompt, and misses it until the next one ends if it comes while it is not waiting.
+    """
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     request = urllib.request.Request(server.url + "/free", body, {"Content-Type": "application/json"})
     _open(request, timeout=60).close()
+    between = queue(server, {"nothing": {"class_type": "PreviewAny", "inputs": {"source": ""}}})
+    if between.error:
+        raise RuntimeError(f"ComfyUI was not made to forget: {' '.join(sentences(between.error))}")
 
 
 def queue(server, prompt, on_event=None, timeout=600):

@@ -23,7 +23,7 @@ def publish(results, count):
     tables = tables_of(results, count)
     for path in (ROOT / "nano" / "README.md", ROOT / "README.md"):
         path.write_text(filled(path.read_text("utf-8"), tables), "utf-8")
-    plot(results).savefig(ROOT / "nano" / "study.png", dpi=110, metadata={"Software": None})
+    plot(results).savefig(ROOT / "assets" / "nano-study.png", dpi=110, metadata={"Software": None})
     losses().savefig(ROOT / "nano" / "loss.png", dpi=90, metadata={"Software": None})
 
 

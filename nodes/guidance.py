@@ -1,5 +1,8 @@
 """The guidance nodes: each adds one rule to the model."""
 
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice
@@ -18,7 +21,7 @@ from ..guidance.slerp import Slerp
 from ..guidance.zero_star import CFGZeroStar
 
 
-def schema(*, node_id, display_name, description, search_aliases, inputs):
+def schema(*, node_id: str, display_name: str, description: str, search_aliases: list[str], inputs: list) -> io.Schema:
     """The schema of a node that adds a rule to a model."""
     return io.Schema(
         node_id=node_id,
@@ -31,14 +34,15 @@ def schema(*, node_id, display_name, description, search_aliases, inputs):
     )
 
 
-def share(name, default, tooltip):
+def share(name: str, default: float, tooltip: str) -> io.Float.Input:
+    """An input that is a share of the run's steps."""
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
 
 
 @names_itself
 class KleinKitCFG(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitCFG",
             display_name="Klein CFG",
@@ -102,12 +106,12 @@ class KleinKitCFG(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model=None, schedule=None):
+    def validate_inputs(cls, model: Any = None, schedule: Any = None) -> bool | str:
         # `model` is named because ComfyUI reports an answer only at inputs that arrive.
         return True if schedule else no_choice("schedule", SCHEDULES)
 
     @classmethod
-    def execute(cls, model, schedule, unguided):
+    def execute(cls, model: ModelPatcher, schedule: dict, unguided: str) -> io.NodeOutput:
         inputs = dict(schedule)
         return io.NodeOutput(with_rule(model, CFG(choose_schedule(inputs.pop("schedule"), **inputs), unguided)))
 
@@ -115,7 +119,7 @@ class KleinKitCFG(io.ComfyNode):
 @names_itself
 class KleinKitCFGZeroStar(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitCFGZeroStar",
             display_name="Klein CFG-Zero*",
@@ -140,14 +144,14 @@ class KleinKitCFGZeroStar(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, optimized_scale, zero_init_steps):
+    def execute(cls, model: ModelPatcher, optimized_scale: bool, zero_init_steps: int) -> io.NodeOutput:
         return io.NodeOutput(with_rule(model, CFGZeroStar(optimized_scale, zero_init_steps)))
 
 
 @names_itself
 class KleinKitSkipLayerGuidance(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitSkipLayerGuidance",
             display_name="Klein Skip-Layer Guidance",
@@ -180,7 +184,17 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, scale, double_layers, single_layers, start, end, mode, rescale):
+    def execute(
+        cls,
+        model: ModelPatcher,
+        scale: float,
+        double_layers: str,
+        single_layers: str,
+        start: float,
+        end: float,
+        mode: str,
+        rescale: float,
+    ) -> io.NodeOutput:
         counts = block_counts(model.model)
         return io.NodeOutput(
             with_rule(
@@ -201,7 +215,7 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
 @names_itself
 class KleinKitRenorm(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitRenorm",
             display_name="Klein Renorm",
@@ -220,14 +234,14 @@ class KleinKitRenorm(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, mode, strength, shrink_only):
+    def execute(cls, model: ModelPatcher, mode: str, strength: float, shrink_only: bool) -> io.NodeOutput:
         return io.NodeOutput(with_rule(model, Renorm(mode, strength, shrink_only)))
 
 
 @names_itself
 class KleinKitSlerpCFG(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitSlerpCFG",
             display_name="Klein Slerp CFG",
@@ -237,14 +251,14 @@ class KleinKitSlerpCFG(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model):
+    def execute(cls, model: ModelPatcher) -> io.NodeOutput:
         return io.NodeOutput(with_rule(model, Slerp()))
 
 
 @names_itself
 class KleinKitImageCFG(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitImageCFG",
             display_name="Klein Image CFG",
@@ -265,14 +279,14 @@ class KleinKitImageCFG(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, image_scale):
+    def execute(cls, model: ModelPatcher, image_scale: float) -> io.NodeOutput:
         return io.NodeOutput(with_rule(model, ImageCFG(image_scale)))
 
 
 @names_itself
 class KleinKitBaseUncond(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitBaseUncond",
             display_name="Klein Base Uncond",
@@ -289,14 +303,14 @@ class KleinKitBaseUncond(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, base_model):
+    def execute(cls, model: ModelPatcher, base_model: ModelPatcher) -> io.NodeOutput:
         return io.NodeOutput(with_base(with_rule(model, BaseUncond()), base_model))
 
 
 @names_itself
 class KleinKitAdaptiveGuidance(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="KleinKitAdaptiveGuidance",
             display_name="Klein Adaptive Guidance",
@@ -315,7 +329,7 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, threshold):
+    def execute(cls, model: ModelPatcher, threshold: float) -> io.NodeOutput:
         return io.NodeOutput(with_rule(model, Adaptive(threshold)))
 
 

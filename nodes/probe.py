@@ -1,12 +1,13 @@
 """What happens in a run: KleinKitProbe records it, KleinKitReport shows it."""
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checks import names_itself
 from ..engine.sampling import with_probe
 from ..engine.watch import Probe
-from ..report.record import as_json
+from ..report.record import RunRecord, as_json
 
 PROBE = io.Custom("KLEINKIT_PROBE")
 
@@ -14,7 +15,7 @@ PROBE = io.Custom("KLEINKIT_PROBE")
 @names_itself
 class KleinKitProbe(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitProbe",
             display_name="Klein Probe",
@@ -31,7 +32,7 @@ class KleinKitProbe(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model):
+    def execute(cls, model: ModelPatcher) -> io.NodeOutput:
         probe = Probe(cls.hidden.unique_id)
         return io.NodeOutput(with_probe(model, probe), probe)
 
@@ -39,7 +40,7 @@ class KleinKitProbe(io.ComfyNode):
 @names_itself
 class KleinKitReport(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitReport",
             display_name="Klein Report",
@@ -61,7 +62,7 @@ class KleinKitReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, probe, latent):
+    def execute(cls, probe: list[Probe], latent: list[dict]) -> io.NodeOutput:
         sources = upstream(cls.hidden.prompt, cls.hidden.unique_id)
         # A list of models has gone through the probe node several times.
         runs = [run for one in dict.fromkeys(probe) for run in one.runs if led_here(run, sources)]
@@ -80,7 +81,7 @@ class KleinKitReport(io.ComfyNode):
         return io.NodeOutput(torch.from_numpy(plot(runs)).float().div_(255.0)[None], as_json(runs))
 
 
-def upstream(prompt, node):
+def upstream(prompt: dict | None, node: str) -> set[str] | None:
     """The ids of the nodes that a node of a prompt depends on; None where they are not known."""
     if not prompt or node not in prompt:
         return None
@@ -94,8 +95,8 @@ def upstream(prompt, node):
     return found
 
 
-def led_here(run, sources):
-    # A node that was expanded into others gives them ids of its own, a dot, and more.
+def led_here(run: RunRecord, sources: set[str] | None) -> bool:
+    """Whether a run was of one of these samplers. A node that was expanded into others gives them its id, a dot, and more."""
     return sources is None or run.sampler is None or run.sampler.split(".")[0] in sources
 
 

@@ -1,5 +1,8 @@
 """Sweeps: many values in one prompt, and their pictures side by side."""
 
+from collections.abc import Sequence
+
+import torch
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
@@ -11,7 +14,7 @@ from ..report.sweep import MOST_VALUES, label, parse_values
 @names_itself
 class KleinKitSweep(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitSweep",
             display_name="Klein Sweep",
@@ -34,7 +37,7 @@ class KleinKitSweep(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, values=None):
+    def validate_inputs(cls, values: str | None = None) -> bool | str:
         try:
             if values is not None:
                 parse_values(values)
@@ -43,7 +46,7 @@ class KleinKitSweep(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, values):
+    def execute(cls, values: str) -> io.NodeOutput:
         numbers = parse_values(values)
         return io.NodeOutput(list(numbers), [label(value) for value in numbers])
 
@@ -51,7 +54,7 @@ class KleinKitSweep(io.ComfyNode):
 @names_itself
 class KleinKitContactSheet(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitContactSheet",
             display_name="Klein Contact Sheet",
@@ -76,7 +79,9 @@ class KleinKitContactSheet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, columns, title, labels=()):
+    def execute(
+        cls, images: list[torch.Tensor], columns: list[int], title: list[str], labels: Sequence[str] = ()
+    ) -> io.NodeOutput:
         bar = ProgressBar(sum(map(len, images)))
         return io.NodeOutput(sheet(images, labels, columns[0], title[0], lambda: bar.update(1)))
 

@@ -31,7 +31,7 @@ def plot(runs):
         [H, W, 3] uint8 array.
     """
     figure = Figure(figsize=(10.0, 6.0), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     colors = colormaps["viridis"](np.linspace(0.2, 0.85, len(runs)))
     panels = figure.subplots(2, 3, sharex=True)
     every = -(-len(runs) // MOST_NAMED)
@@ -58,8 +58,8 @@ def plot(runs):
     figure.suptitle(heading(runs), color=INK, fontsize=11)
     if len(runs) > 1:
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def look(axes, name):
@@ -98,7 +98,7 @@ def heading(runs):
             f"{len(runs)} runs" if len(runs) > 1 else f"{len(runs[0].sigmas) - 1} steps",
             f"{total(runs, 'passes')} passes",
             *([f"{blocks} blocks"] if blocks is not None else []),
-            f"{total(runs, 'milliseconds') / 1000.0:.3g} s",
+            f"{sum(call['milliseconds'] for run in runs for call in run.calls) / 1000.0:.3g} s",
             ", ".join(nodes) or "no guidance nodes",
         ]
     )

@@ -3,6 +3,7 @@
 import functools
 from bisect import bisect_right
 from itertools import zip_longest
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -125,19 +126,19 @@ def font_for(text, size):
     Returns:
         `(font, text)`, the characters that it lacks written as `U+8D64`.
     """
-    best = None
+    tried = []
     for font in fonts(size):
         lacking = {character for character in set(text) if not character.isspace() and lacks(font, character)}
-        if best is None or len(lacking) < len(best[1]):
-            best = font, lacking
+        tried.append((font, lacking))
         if not lacking:
             break
-    font, lacking = best
+    font, lacking = min(tried, key=lambda pair: len(pair[1]))
     return font, "".join(f" U+{ord(character):04X} " if character in lacking else character for character in text)
 
 
 def fonts(size):
-    yield ImageFont.load_default(size)
+    # With a size it is one of FreeType.
+    yield cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
     for name in SYSTEM_FONTS:
         path = find_font(name)
         if path:
@@ -155,7 +156,9 @@ def find_font(name):
 
 def lacks(font, character):
     """Whether a font shows a character as it shows one that does not exist."""
-    mask, none = font.getmask(character), font.getmask(NO_CHARACTER)
+    # Pillow's hints do not say that a mask is a sequence of bytes.
+    mask: Any = font.getmask(character)
+    none: Any = font.getmask(NO_CHARACTER)
     return mask.size == none.size and bytes(mask) == bytes(none)
 
 

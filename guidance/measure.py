@@ -2,13 +2,19 @@
 
 import torch
 
-from ..guidance.adaptive import cosine
-from ..guidance.zero_star import optimized_scale
+from .adaptive import cosine
+from .zero_star import optimized_scale
 
 MEASURES = ("cond_norm", "uncond_norm", "cosine", "alpha", "norm_ratio")
 
 
-def measure(x, sigma, denoised, cond=None, uncond=None):
+def measure(
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    denoised: torch.Tensor,
+    cond: torch.Tensor | None = None,
+    uncond: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Sizes and directions of the velocities v = (x − x0)/σ, for all pictures of a batch together.
 
     Args:
@@ -19,7 +25,8 @@ def measure(x, sigma, denoised, cond=None, uncond=None):
         [5] float32 in the order of `MEASURES`: ‖v_c‖, ‖v_u‖ (means over the batch), cos(v_c, v_u) (the smallest, as
         adaptive guidance takes it), α = ⟨v_c, v_u⟩/‖v_u‖² and ‖v‖/‖v_c‖ (means); NaN where a prediction is missing.
     """
-    v, v_c, v_u = (None if x0 is None else (x - x0).float().flatten(1) for x0 in (denoised, cond, uncond))
+    v = (x - denoised).float().flatten(1)
+    v_c, v_u = (None if x0 is None else (x - x0).float().flatten(1) for x0 in (cond, uncond))
     values = dict.fromkeys(MEASURES, torch.full((), torch.nan, device=x.device))
     if v_c is not None:
         values["cond_norm"] = (v_c.norm(dim=1) / sigma).mean()

@@ -1,0 +1,32 @@
+"""The weights in git are those that were recorded, once: docs/decisions/weights.md."""
+
+import hashlib
+
+import pytest
+from shipped import ROOT, git
+
+WEIGHTS = ROOT / "nano" / "weights"
+RECORDED = dict(reversed(line.split()) for line in (WEIGHTS / "SHA256SUMS").read_text("utf-8").splitlines())
+LARGE = 2**20
+
+
+def large_blobs() -> set[str]:
+    """The ids of all large versions of files in the history, as far as it is here."""
+    found = git("rev-list", "--objects", "--no-object-names", "--all")
+    told = git("cat-file", "--batch-check=%(objecttype) %(objectname) %(objectsize)", stdin=found)
+    return {name for kind, name, size in map(str.split, told.splitlines()) if kind == "blob" and int(size) > LARGE}
+
+
+def test_every_file_is_recorded():
+    assert {path.name for path in WEIGHTS.glob("*.safetensors")} == set(RECORDED)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_hash(name):
+    assert hashlib.sha256((WEIGHTS / name).read_bytes()).hexdigest() == RECORDED[name]
+
+
+def test_history_holds_no_other_version():
+    """Also in a shallow clone: it holds less, and never more."""
+    recorded = set(git("hash-object", "--no-filters", *(str(WEIGHTS / name) for name in RECORDED)).split())
+    assert large_blobs() - recorded == set()
