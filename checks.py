@@ -66,24 +66,31 @@ def steps_in_range(start: float, end: float, steps: int) -> range:
     return range(first, last)
 
 
+def of_node(title: str, error: ValueError) -> ValueError:
+    """The error with the title of the node that it comes from, as it stands on the canvas, in front."""
+    # Its traceback alone: ComfyUI logs it.
+    return ValueError(f"{title}: {error}").with_traceback(error.__traceback__)
+
+
 @contextmanager
-def in_node(node_id: str) -> Iterator[None]:
-    """A `ValueError` inside begins with the node's id."""
+def in_node(title: str) -> Iterator[None]:
+    """A `ValueError` inside begins with the node's title."""
     try:
         yield
     except ValueError as error:
-        # Its traceback alone: ComfyUI logs it.
-        raise ValueError(f"{node_id}: {error}").with_traceback(error.__traceback__) from None
+        raise of_node(title, error) from None
 
 
 def names_itself(node: type[Any]) -> type[Any]:
-    """Class decorator: a `ValueError` of the node's `execute` begins with the node's id."""
+    """Class decorator: a `ValueError` of the node's `execute` begins with the node's title."""
     execute = node.execute.__func__
 
     @functools.wraps(execute)
-    def named(cls: type, *args: Any, **kwargs: Any) -> Any:
-        with in_node(node.__name__):
+    def named(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+        try:
             return execute(cls, *args, **kwargs)
+        except ValueError as error:
+            raise of_node(node.define_schema().display_name, error) from None
 
     node.execute = classmethod(named)
     return node

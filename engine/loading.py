@@ -97,7 +97,7 @@ def mute(model):
 
     class Trimmed(model):
         def generate(self, *args, **kwargs):
-            raise ValueError("KleinKitLoader: a trimmed text encoder cannot generate text; turn `trim_text_encoder` off.")
+            raise ValueError("Klein Loader: a trimmed text encoder cannot generate text; turn `trim_text_encoder` off.")
 
     return Trimmed
 

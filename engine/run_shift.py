@@ -133,7 +133,7 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
         if not falls(schedule):
             schedule = np.sort(schedule[start:stop])[::-1]
         logging.info(
-            "KleinKitDynamicShift: these sigmas are of no scheduler in KSampler's list with the model's own "
+            "Klein Dynamic Shift: these sigmas are of no scheduler in KSampler's list with the model's own "
             "shift, and stay as they are."
         )
         return sigmas, shift(tokens, len(schedule) - 1), schedule
@@ -147,7 +147,7 @@ def shifted_schedule(sampling, shift, tokens, sigmas):
         made = in_float32(time_shift(np.linspace(1.0, 0.0, steps + 1), mu))
     elif bends:
         made = in_float32(time_shift(made.astype(np.float64), mu - own_mu(static)))
-    logging.info("KleinKitDynamicShift: mu %.4f for %d tokens and %d steps.", mu, tokens, steps)
+    logging.info("Klein Dynamic Shift: mu %.4f for %d tokens and %d steps.", mu, tokens, steps)
     return torch.from_numpy(made[index[start:stop]]).to(sigmas), mu, made
 
 
@@ -160,7 +160,7 @@ def shift_run(sampling, shift, executor, noise, latent_image, sampler, sigmas, *
         executor, noise, …: as of ComfyUI's `CFGGuider.outer_sample`.
     """
     if executor.class_obj.model_patcher.get_model_object("model_sampling") is not sampling:
-        logging.warning("KleinKitDynamicShift: a later node replaced the model's sampling, and its shift counts.")
+        logging.warning("Klein Dynamic Shift: a later node replaced the model's sampling, and its shift counts.")
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     with in_node("KleinKitDynamicShift"):
         sigmas, mu, schedule = shifted_schedule(sampling, shift, latent_tokens(noise.shape), sigmas)

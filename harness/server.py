@@ -283,7 +283,8 @@ def sentences(error):
     if "node_errors" not in error:
         # KleinKit's errors name their node themselves.
         message = error.get("exception_message", "interrupted").strip()
-        return [f"{error['node_type']}: {message.removeprefix(error['node_type'] + ': ')}"]
+        ours = error.get("node_type", "").startswith("KleinKit")
+        return [f"{error['node_type']}: {re.sub('^Klein [^:]*: ', '', message) if ours else message}"]
     found = [
         f"{node['class_type']}: {problem['message']}: {problem['details']}"
         for node in error["node_errors"].values()

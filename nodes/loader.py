@@ -120,7 +120,7 @@ class KleinKitLoader(io.ComfyNode):
             ignore_cfg=ignore_cfg,
             chosen={role for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)) if name == AUTO},
         )
-        logging.info("KleinKitLoader: %s", info)
+        logging.info("Klein Loader: %s", info)
         model = load_model(klein, dict(WEIGHT_DTYPES[weight_dtype]))
         if found.distilled and ignore_cfg:
             model = with_rule(model, Distilled())

@@ -1,4 +1,4 @@
-"""KleinKitDynamicShift: the sigmas that reach the sampler of every sampling node of ComfyUI."""
+"""Klein Dynamic Shift: the sigmas that reach the sampler of every sampling node of ComfyUI."""
 
 import logging
 
@@ -420,7 +420,7 @@ def test_a_model_that_is_not_flux2(comfy, run_node):
 
     config = comfy.supported_models.Flux({"image_model": "flux", "disable_unet_model_creation": True})
     flux1 = ModelPatcher(config.get_model({}), *[torch.device("cpu")] * 2)
-    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be a FLUX.2 model, but got"):
+    with pytest.raises(ValueError, match="^Klein Dynamic Shift: Expected `model` to be a FLUX.2 model, but got"):
         with_nodes(run_node, flux1, FLUX2)
 
 
@@ -433,7 +433,7 @@ def test_a_model_that_is_not_flux2(comfy, run_node):
     ids=lambda value: value[0],
 )
 def test_a_sampling_without_a_shift(klein, run_node, node, sentence):
-    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `model` to be ") as error:
+    with pytest.raises(ValueError, match="^Klein Dynamic Shift: Expected `model` to be ") as error:
         with_nodes(run_node, klein, node, FLUX2)
     assert sentence in str(error.value)
 
@@ -441,7 +441,7 @@ def test_a_sampling_without_a_shift(klein, run_node, node, sentence):
 def test_a_latent_of_another_model(klein, run_node):
     model = with_nodes(run_node, klein, FLUX2)
     sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=4, denoise=1.0)[0]
-    with pytest.raises(ValueError, match="^KleinKitDynamicShift: Expected `latent` to be a FLUX.2 latent"):
+    with pytest.raises(ValueError, match="^Klein Dynamic Shift: Expected `latent` to be a FLUX.2 latent"):
         comfy_run(model, sigmas, torch.zeros(1, 16, 8, 8), *[conditioning(embeddings(TEXT_WIDTH, 1))] * 2, 1.0)
 
 

@@ -128,7 +128,7 @@ class TestFlowModels:
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
     def test_a_layer_that_this_model_lacks_gives_its_range(self, comfy, run_node, architecture):
-        with pytest.raises(ValueError, match="^KleinKitSkipLayerGuidance: Expected `double_layers` to be .* 0 to 1 .*got '7'"):
+        with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `double_layers` to be .* 0 to 1 .*got '7'"):
             with_nodes(run_node, tiny(architecture), ("KleinKitSkipLayerGuidance", SKIP | {"double_layers": "7"}))
 
 
@@ -139,7 +139,7 @@ def test_models_that_predict_noise_are_refused(comfy, run_node, node):
 
 
 def test_skip_layer_needs_blocks(comfy, run_node):
-    with pytest.raises(ValueError, match="^KleinKitSkipLayerGuidance: Expected `model` to be made of double and single blocks"):
+    with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `model` to be made of double and single blocks"):
         with_nodes(run_node, tiny("SD15"), ("KleinKitSkipLayerGuidance", SKIP))
 
 
@@ -147,12 +147,12 @@ class TestBaseUncond:
     def test_another_architecture_is_refused(self, comfy, run_node):
         klein = random_klein()
         for base in (random_klein(single_blocks=3), tiny("Flux")):
-            with pytest.raises(ValueError, match="^KleinKitBaseUncond: Expected `base_model` to be of the same architecture"):
+            with pytest.raises(ValueError, match="^Klein Base Uncond: Expected `base_model` to be of the same architecture"):
                 with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": base}))
 
     def test_the_same_weights_are_refused(self, comfy, run_node):
         klein = random_klein()
-        with pytest.raises(ValueError, match="^KleinKitBaseUncond: .*second loader"):
+        with pytest.raises(ValueError, match="^Klein Base Uncond: .*second loader"):
             with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": klein.clone()}))
 
 

@@ -49,7 +49,7 @@ def test_info(installed, run_node, caplog, name, variant, words):
     caplog.set_level("INFO")
     info = load(run_node, name, variant=variant)[5]
     assert words in info and "\n" not in info
-    assert f"KleinKitLoader: {info}" in caplog.messages
+    assert f"Klein Loader: {info}" in caplog.messages
 
 
 def test_info_names_the_vae(installed, run_node, models):

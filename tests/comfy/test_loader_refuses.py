@@ -42,7 +42,7 @@ def refused(installed, run_node, monkeypatch):
         assert not reads
         assert model_management.current_loaded_models == loaded
         sentence = str(error.value)
-        assert sentence.startswith("KleinKitLoader: ") and sentence.endswith(".") and "\n" not in sentence
+        assert sentence.startswith("Klein Loader: ") and sentence.endswith(".") and "\n" not in sentence
         assert sentence.count(". ") <= 1
         return sentence
 

@@ -245,7 +245,7 @@ def test_lora_on_the_encoder(installed, ours, theirs, run_node):
 
 
 def test_generating_text_needs_all_layers(ours, run_node):
-    with pytest.raises(ValueError, match=r"KleinKitLoader: a trimmed text encoder .* turn `trim_text_encoder` off\."):
+    with pytest.raises(ValueError, match=r"Klein Loader: a trimmed text encoder .* turn `trim_text_encoder` off\."):
         run_node("TextGenerate", clip=ours, prompt="fox", max_length=2, sampling_mode={"sampling_mode": "off"})
 
 

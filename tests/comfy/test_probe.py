@@ -252,7 +252,7 @@ def test_not_a_flow_model(run_node, klein):
     model = klein.clone()
     eps = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.EPS)
     model.add_object_patch("model_sampling", eps)
-    with pytest.raises(ValueError, match="^KleinKitProbe: Expected `model` to be a flow matching model"):
+    with pytest.raises(ValueError, match="^Klein Probe: Expected `model` to be a flow matching model"):
         run_node("KleinKitProbe", model=model)
 
 
@@ -303,7 +303,7 @@ class TestReport:
         assert 0.0 <= plot.min() < 0.3 < 0.9 < plot.max() <= 1.0
 
     def test_without_a_run_it_says_what_to_do(self, probed, report):
-        with pytest.raises(ValueError, match="^KleinKitReport: Expected `probe` to have records of the run that made `latent`"):
+        with pytest.raises(ValueError, match="^Klein Report: Expected `probe` to have records of the run that made `latent`"):
             report(probed()[1])
 
     def test_without_matplotlib_only_this_node_fails(self, monkeypatch, probed, report, pack):
@@ -312,7 +312,7 @@ class TestReport:
         monkeypatch.delitem(sys.modules, pack("report").__name__ + ".plot", raising=False)
         monkeypatch.delattr(pack("report"), "plot", raising=False)
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(ValueError, match="^KleinKitReport: Expected matplotlib to be installed in ComfyUI's Python"):
+        with pytest.raises(ValueError, match="^Klein Report: Expected matplotlib to be installed in ComfyUI's Python"):
             report(probe)
 
 

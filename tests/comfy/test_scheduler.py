@@ -85,7 +85,7 @@ def test_the_latent_of_comfyui(klein, run_node):
     ],
 )
 def test_the_latent_of_another_model(klein, shape, whose):
-    with pytest.raises(ValueError, match=r"^KleinKitScheduler: Expected `latent` to be a FLUX\.2 latent") as error:
+    with pytest.raises(ValueError, match=r"^Klein Scheduler: Expected `latent` to be a FLUX\.2 latent") as error:
         klein(latent={"samples": torch.zeros(1).expand(shape)})
     assert f"but got {list(shape)}" in str(error.value) and whose in str(error.value)
 
@@ -120,4 +120,4 @@ def test_every_size_and_step_count_that_comfyui_allows(klein, shift, spacing):
 def test_settings_that_do_not_fit(klein, changes, sentence):
     with pytest.raises(ValueError) as error:
         klein(**changes)
-    assert str(error.value).startswith("KleinKitScheduler: Expected ") and sentence in str(error.value)
+    assert str(error.value).startswith("Klein Scheduler: Expected ") and sentence in str(error.value)

@@ -26,5 +26,5 @@ def test_a_sheet_takes_whole_lists(comfy, run_node):
 
 
 def test_an_error_names_the_node(run_node):
-    with pytest.raises(ValueError, match="^KleinKitContactSheet: Expected `labels` to be no more than the 1 pictures"):
+    with pytest.raises(ValueError, match="^Klein Contact Sheet: Expected `labels` to be no more than the 1 pictures"):
         run_node("KleinKitContactSheet", images=[torch.zeros(1, 8, 8, 3)], labels=["1", "2"], columns=[4], title=[""])

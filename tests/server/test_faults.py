@@ -97,7 +97,7 @@ def test_nan_is_reported(lab, as_fresh):
 def test_a_rule_that_cannot_go_on(lab, as_fresh):
     outcome = api.queue(lab, prompts.prompt(prompts.SKIP, ("KleinKitImageCFG", dict(image_scale=2.0))))
     [sentence] = api.sentences(outcome.error)
-    assert "KleinKitImageCFG: Expected the negative conditioning to carry reference latents" in sentence
+    assert "Klein Image CFG: The negative prompt has no reference latent" in sentence
     as_fresh()
 
 
