@@ -1,12 +1,14 @@
 """A Klein in diffusers' layout: a folder with `model_index.json`, a transformer, a text encoder and a VAE."""
 
 import json
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .header import CheckpointError
-from .inspection import KLEIN, MODEL, TEXT_ENCODER, VAE, inspect
+from .inspection import KLEIN, MODEL, TEXT_ENCODER, VAE, VALUES, Checkpoint, inspect
 
 LARGEST_JSON = 4 * 1024**2
 SUBFOLDERS = {
@@ -20,15 +22,16 @@ SUBFOLDERS = {
 class Folder:
     """A diffusers folder: `Checkpoint` by role, and what `model_index.json` says of the variant (None: nothing)."""
 
-    parts: dict
+    parts: dict[str, Checkpoint]
     is_distilled: bool | None
 
 
-def inspect_folder(folder):
+def inspect_folder(folder: str | os.PathLike, values: Callable[[str], int | None] = VALUES.get) -> Folder:
     """Tell what a diffusers folder holds, from its JSON files and the headers of its safetensors files.
 
     Args:
         folder: with `model_index.json` in it.
+        values: as of `inspect`.
     Returns:
         `Folder`.
     Raises:
@@ -40,7 +43,7 @@ def inspect_folder(folder):
     if not isinstance(pipeline, str) or not pipeline.startswith("Flux2Klein"):
         raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, not for {KLEIN} ({folder}).")
     parts = {
-        role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}")
+        role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}", values=values)
         for role, (subfolder, stem) in SUBFOLDERS.items()
     }
     says = index.get("is_distilled")

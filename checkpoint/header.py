@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what its tensors are called, their dtypes, shapes and places. No tensor is read."""
+"""The header of a safetensors file: what its tensors are called, their dtypes, shapes and places. No weight is read."""
 
 import json
 import math
@@ -36,6 +36,10 @@ BITS = {
 }
 # The format allows 100 MB. The largest header among the models that ComfyUI loads is under 2 MB.
 LARGEST_HEADER = 16 * 1024**2
+# ComfyUI marks a quantised layer with a tensor of bytes beside its weight: JSON such as {"format": "nvfp4"}.
+MARK = ".comfy_quant"
+LARGEST_MARK = 4096
+LONGEST_FORMAT = 40
 PICKLES = {
     b"PK": "a zip archive (a PyTorch pickle)",
     b"\x80\x02": "a pickle",
@@ -50,9 +54,14 @@ class CheckpointError(ValueError):
     """A model file is damaged, is of the wrong kind, or does not fit the others. The message names the file."""
 
 
-@dataclass(frozen=True)
+class Unreadable(CheckpointError):
+    """The system did not let us read a file. It may the next time, although the file stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor's entry in the header: its dtype by the format's name, its shape, and its bytes after the header."""
+    """A tensor's entry in the header: its dtype by the format's name, its shape, and where its bytes begin and end,
+    counted from the end of the header."""
 
     dtype: str
     shape: tuple
@@ -62,91 +71,135 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's header: `tensors` by name, and `metadata`, the strings that whoever wrote the file added."""
+    """A file's header.
+
+    path: the file.
+    tensors: `{name: Tensor}`.
+    metadata: the strings that whoever wrote the file added.
+    formats: `{layer: format}` of the layers that ComfyUI marked as quantised, by the name in the mark.
+    """
 
     path: Path
-    tensors: dict
-    metadata: dict
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    formats: dict[str, str]
 
 
-def read_header(path):
+def read_header(path: str | os.PathLike) -> Header:
     """Read and check the header of a safetensors file.
 
-    The format: a little-endian u64 n, n bytes of JSON, the tensors' bytes without gaps.
+    The format: a little-endian u64 n, n bytes of JSON, the tensors' bytes without gaps. Of the tensors only a few of
+    ComfyUI's marks are read, some 30 bytes each.
 
     Args:
         path: the file.
     Returns:
         `Header`.
     Raises:
-        CheckpointError: the file cannot be opened, or breaks the format.
+        CheckpointError: the file cannot be opened (`Unreadable`), or breaks the format.
     """
     path = Path(path)
-
-    def bad(problem):
-        return CheckpointError(f"{path.name} {problem} ({path}).")
-
     try:
         # A pipe or a device would block when opened.
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise bad("is a folder, not a safetensors file")
+            raise _bad(path, "is a folder, not a safetensors file")
         if not stat.S_ISREG(status.st_mode):
-            raise bad("is not a regular file")
+            raise _bad(path, "is not a regular file")
         with open(path, "rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not start:
+                raise _bad(path, "is empty")
+            if len(start) < 8:
+                raise _bad(path, "is not a safetensors file: it is too short")
             if length < 2:
-                raise bad(
-                    "is empty"
-                    if not start
-                    else "is not a safetensors file: it is too short"
-                    if len(start) < 8
-                    else "is not a safetensors file: its header is empty"
-                )
+                raise _bad(path, "is not a safetensors file: its header is empty")
             if start[:2] in PICKLES and length > LARGEST_HEADER:
-                raise bad(f"is not a safetensors file but {PICKLES[start[:2]]}, whatever its name says")
-            size = status.st_size - 8 - length
-            if size < 0:
-                raise bad(
+                raise _bad(path, f"is not a safetensors file but {PICKLES[start[:2]]}, whatever its name says")
+            if 8 + length > status.st_size:
+                raise _bad(
+                    path,
                     f"is truncated or not a safetensors file: its header claims {length} bytes, "
-                    f"the file has {status.st_size}; download it again"
+                    f"the file has {status.st_size}; download it again",
                 )
             if length > LARGEST_HEADER:
-                raise bad(f"has a header of {length} bytes, and KleinKit reads at most {LARGEST_HEADER}")
-            text = file.read(length)
+                raise _bad(path, f"has a header of {length} bytes, and KleinKit reads at most {LARGEST_HEADER}")
+            tensors, metadata = _parse(path, file.read(length), status.st_size - 8 - length)
+            formats = _marked(tensors, lambda tensor: _read(file, 8 + length + tensor.begin, tensor.end - tensor.begin))
     except FileNotFoundError:
-        raise bad("does not exist") from None
+        raise _bad(path, "does not exist", Unreadable) from None
     except PermissionError:
-        raise bad("cannot be opened: permission denied") from None
+        raise _bad(path, "cannot be opened: permission denied", Unreadable) from None
     except OSError as error:
-        raise bad(f"cannot be read: {error.strerror}") from error
+        raise _bad(path, f"cannot be read: {error.strerror}", Unreadable) from error
+    return Header(path, tensors, metadata, formats)
 
+
+def _bad(path, problem, kind=CheckpointError):
+    return kind(f"{path.name} {problem} ({path}).")
+
+
+def _read(file, start, size):
+    file.seek(start)
+    return file.read(size)
+
+
+def _parse(path, text, size):
+    """`(tensors, metadata)` of a header's JSON, for a file with `size` bytes behind the header."""
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):
-        raise bad("is damaged: its header is not JSON") from None
+        raise _bad(path, "is damaged: its header is not JSON") from None
     if not isinstance(entries, dict):
-        raise bad("is damaged: its header is not a JSON object")
+        raise _bad(path, "is damaged: its header is not a JSON object")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise bad("is damaged: its metadata are not strings")
+        raise _bad(path, "is damaged: its metadata are not strings")
     tensors = {}
     for name, entry in entries.items():
         tensors[name] = _tensor(entry)
         if tensors[name] is None:
-            raise bad(f"is damaged: the header's entry for {name[:80]!r} is not a tensor")
+            raise _bad(path, f"is damaged: the header's entry for {name[:80]!r} is not a tensor")
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
-            raise bad(f"is damaged: the bytes of {name[:80]!r} overlap another tensor's, or leave a gap")
+            raise _bad(path, f"is damaged: the bytes of {name[:80]!r} overlap another tensor's, or leave a gap")
         position = tensor.end
     if position > size:
-        raise bad(f"is truncated: it should be {8 + length + position} bytes long and has {status.st_size}; download it again")
+        missing = position - size
+        raise _bad(path, f"is truncated: {missing} bytes are missing at its end; download it again")
     if position < size:
-        raise bad(f"is damaged: {size - position} bytes at its end belong to no tensor")
-    return Header(path, tensors, metadata)
+        raise _bad(path, f"is damaged: {size - position} bytes at its end belong to no tensor")
+    return tensors, metadata
+
+
+def _marked(tensors, read):
+    """`{layer: format}` by ComfyUI's marks. Layers that are stored alike have the same format: one mark of each is read."""
+    layers = {name.removesuffix(MARK): {} for name in tensors if name.endswith(MARK)}
+    for name, tensor in tensors.items() if layers else ():
+        layer, _, side = name.rpartition(".")
+        if layer in layers:
+            layers[layer][side] = (tensor.dtype, len(tensor.shape))
+    formats, found = {}, {}
+    for layer, sides in layers.items():
+        alike = frozenset(sides.items())
+        if alike not in found:
+            mark = tensors[layer + MARK]
+            found[alike] = _format(read(mark)) if mark.end - mark.begin <= LARGEST_MARK else None
+        if found[alike]:
+            formats[layer] = found[alike]
+    return formats
+
+
+def _format(mark):
+    """The format that a mark of ComfyUI names, or None: ComfyUI says what is wrong with a damaged one."""
+    try:
+        name = json.loads(mark)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name[:LONGEST_FORMAT] if isinstance(name, str) else None
 
 
 def _are_sizes(numbers: object) -> TypeGuard[list[int]]:

@@ -1,14 +1,27 @@
 """What was loaded and why, as one paragraph to read."""
 
-from .inspection import MODEL, TEXT_ENCODER, VAE
+from collections.abc import Collection
+
+from .inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint
 from .qwen3 import LAYERS_READ
+from .variant import Variant
 
 
-def gigabytes(size):
+def gigabytes(size: int) -> str:
+    """A number of bytes as a user reads it."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
 
 
-def paragraph(model, encoder, vae, variant, *, trim, ignore_cfg, chosen):
+def paragraph(
+    model: Checkpoint,
+    encoder: Checkpoint,
+    vae: Checkpoint,
+    variant: Variant,
+    *,
+    trim: bool,
+    ignore_cfg: bool,
+    chosen: Collection[str],
+) -> str:
     """Describe what the loader loaded.
 
     Args:

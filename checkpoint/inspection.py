@@ -1,12 +1,14 @@
 """What a model file holds: told from the names, dtypes and shapes in its header."""
 
 import json
+import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .header import CheckpointError, read_header
+from .header import CheckpointError, Header, Tensor, read_header
 
 MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
 KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE, TAEF2 = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL", "FLUX.2's VAE", "TAEF2"
@@ -40,6 +42,20 @@ VAE_KEYS = {
     "decoder.middle.0.residual.0.gamma": "Wan's or Qwen-Image's VAE",
     "taesd_decoder.1.weight": "a TAESD of another model",
 }
+# How many numbers lie in one element of a weight, by the names of comfy/quant_ops.py.
+VALUES = {
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "mxfp8": 1,
+    "int8_tensorwise": 1,
+    "nvfp4": 2,
+    "convrot_w4a4": 2,
+    "asym_w4a8_int8": 2,
+}
+# What a user reads for a format that a mark names; the others go by their own names.
+MARKS = {"float8_e4m3fn": "fp8 scaled", "float8_e5m2": "fp8 scaled", "mxfp8": "fp8 scaled", "int8_tensorwise": "int8"}
+# What lies beside a weight of any format.
+BESIDE = {"weight", "bias", "input_scale", "comfy_quant"}
 DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
 
 
@@ -54,7 +70,7 @@ class Part:
     bytes: of its tensors.
     width: hidden size; of a VAE, its latent channels (before the 2×2 patching).
     layers: (double blocks, single blocks), or (layers,).
-    text_width: of a diffusion model, the width of `txt_in`.
+    text_width: of a diffusion model, the width of `txt_in`; 0 where its format does not tell.
     diffusers_keys: the keys are diffusers', not the original ones.
     """
 
@@ -64,12 +80,12 @@ class Part:
     weights: str
     bytes: int
     width: int = 0
-    layers: tuple = ()
+    layers: tuple[int, ...] = ()
     text_width: int = 0
     diffusers_keys: bool = False
 
     @property
-    def size(self):
+    def size(self) -> str:
         """ "4B", "9B", or the shape of a Klein of another size."""
         shape = (*self.layers, self.width)
         return KLEIN_SIZES.get(shape) or "{}+{} blocks of width {}".format(*shape)
@@ -87,12 +103,12 @@ class Checkpoint:
     """
 
     name: str
-    files: tuple
-    tensors: dict
-    metadata: dict
-    parts: dict
+    files: tuple[Path, ...]
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    parts: dict[str, Part]
 
-    def what(self, role):
+    def what(self, role: str) -> str:
         """In words, what the file is, for someone who expected the role: "FLUX.1 (a diffusion model)", "a LoRA"."""
         part = self.parts.get(role) or next(iter(self.parts.values()), None)
         if part is None:
@@ -106,32 +122,34 @@ class Checkpoint:
         return f"{part.architecture} (a {part.role})"
 
 
-def inspect(*files, name=None):
+def inspect(*files: str | os.PathLike, name: str | None = None, values: Callable[[str], int | None] = VALUES.get) -> Checkpoint:
     """Tell what a file holds, from its header.
 
     Args:
         files: one safetensors file, or all shards of one model.
         name: for messages; the first file's name if not given.
+        values: tells of a quantisation, by ComfyUI's name for it, how many numbers lie in one element of a weight; None if
+            it does not know.
     Returns:
         `Checkpoint`.
     Raises:
         CheckpointError: a file is damaged.
     """
-    files = tuple(map(Path, files))
-    tensors, metadata, formats = {}, {}, {}
-    for file in files:
-        header = read_header(file)
+    paths = tuple(map(Path, files))
+    tensors, metadata, formats = {}, {}, Formats(values)
+    for path in paths:
+        header = read_header(path)
         twice = tensors.keys() & header.tensors.keys()
         if twice:
-            raise CheckpointError(f"{file.name} holds {min(twice)!r} a second time ({file}).")
+            raise CheckpointError(f"{path.name} holds {min(twice)!r} a second time ({path}).")
         tensors |= header.tensors
         metadata |= header.metadata
-        formats |= _formats(header)
+        formats.add(header)
     parts = (_model(tensors, formats), _text_encoder(tensors, formats), _vae(tensors, formats))
-    return Checkpoint(name or files[0].name, files, tensors, metadata, {part.role: part for part in parts if part})
+    return Checkpoint(name or paths[0].name, paths, tensors, metadata, {part.role: part for part in parts if part})
 
 
-def inspect_taef2(encoder, decoder):
+def inspect_taef2(encoder: str | os.PathLike, decoder: str | os.PathLike) -> Checkpoint:
     """`Checkpoint` of TAEF2, the small VAE for FLUX.2, which lies in two files.
 
     Raises:
@@ -149,7 +167,7 @@ def inspect_taef2(encoder, decoder):
         for side, header in zip(("encoder", "decoder"), headers, strict=True)
         for key, tensor in header.tensors.items()
     }
-    part = _part(tensors, {}, VAE, TAEF2, "", width=32)
+    part = _part(tensors, Formats(VALUES.get), VAE, TAEF2, "", width=32)
     return Checkpoint("taef2", (Path(encoder), Path(decoder)), tensors, {}, {VAE: part})
 
 
@@ -174,15 +192,49 @@ def _count(tensors, prefix):
     return len({key[len(prefix) :].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
 
 
-def _four_bits(tensors, key):
-    """Whether two numbers lie in each byte: nvfp4 is U8; convrot_w4a4 is I8, and its scales have one axis."""
-    dtype, scale = tensors[key].dtype, tensors.get(key + "_scale")
-    return dtype == "U8" or (dtype == "I8" and scale is not None and len(scale.shape) == 1)
+class Formats:
+    """How the layers of a file are quantised: `{layer: format}` as its metadata and its marks say, by ComfyUI's names."""
+
+    def __init__(self, values: Callable[[str], int | None]):
+        self.values, self.metadata, self.marks = values, {}, {}
+
+    def add(self, header: Header) -> None:
+        self.metadata |= _in_metadata(header)
+        self.marks |= header.formats
+
+    def of(self, tensors: dict[str, Tensor], layer: str) -> str | None:
+        """The format of a layer: as the file says, else as its tensors look; None: not quantised, or in a format unknown."""
+        said = self.metadata.get(layer) or self.marks.get(layer)
+        return said or _looks_like(tensors, layer)
+
+    def packs(self, form: str) -> int | None:
+        """How many numbers lie in one element of a weight of this format; None if nobody knows."""
+        return self.values(form) or VALUES.get(form)
+
+    def columns(self, tensors: dict[str, Tensor], layer: str) -> int:
+        """The width of what a linear layer takes; 0 where its format is unknown."""
+        weight, form = tensors[layer + ".weight"], self.of(tensors, layer)
+        if form is None:
+            return weight.shape[-1] if weight.dtype not in ("U8", "I8") else 0
+        return weight.shape[-1] * (self.packs(form) or 0)
+
+    def called(self, form: str) -> str:
+        """A format as a user reads it."""
+        return form if self.packs(form) else f"the unknown format {form}"
 
 
-def _columns(tensors, key):
-    """The width of what a linear layer takes."""
-    return tensors[key].shape[-1] * (2 if _four_bits(tensors, key) else 1)
+def _looks_like(tensors, layer):
+    """The format of a layer in which integers are stored, by what lies beside its weight, in files that do not say it."""
+    weight = tensors[layer + ".weight"]
+    beside = {key.rpartition(".")[2] for key in tensors if key.startswith(layer + ".")} - BESIDE
+    if weight.dtype == "U8" and beside <= {"weight_scale", "weight_scale_2", "pre_quant_scale"}:
+        return "nvfp4"
+    if weight.dtype == "I8" and "weight_s_rel" in beside:
+        return "asym_w4a8_int8"
+    if weight.dtype == "I8" and beside <= {"weight_scale"}:
+        scale = tensors.get(layer + ".weight_scale")
+        return "convrot_w4a4" if scale and len(scale.shape) == 1 else "int8_tensorwise"
+    return None
 
 
 def _model(tensors, formats):
@@ -217,7 +269,7 @@ def _model(tensors, formats):
                 "FLUX.2 [dev]" if dev else KLEIN,
                 prefix,
                 width=needed[0].shape[0],
-                text_width=_columns(tensors, prefix + text),
+                text_width=formats.columns(tensors, prefix + text.removesuffix(".weight")),
                 layers=(_count(tensors, prefix + double), _count(tensors, prefix + single)),
                 diffusers_keys=modulation.endswith("linear.weight"),
             )
@@ -269,11 +321,13 @@ def _vae(tensors, formats):
     return found and _part(tensors, formats, VAE, *found)
 
 
-def _weights(tensors, formats):
-    """The dtype or quantisation of most bytes; the formats are those of comfy/quant_ops.py and `convert_old_quants`."""
-    named = Counter(form for layer, form in formats.items() if layer + ".weight" in tensors)
-    if named:
-        return named.most_common(1)[0][0]
+def _weights(tensors: dict[str, Tensor], formats: Formats) -> str:
+    """In words, the quantisation of most layers, if any are quantised, else the dtype of most bytes."""
+    for said, words in ((formats.metadata, {}), (formats.marks, MARKS)):
+        named = Counter(form for layer, form in said.items() if layer + ".weight" in tensors)
+        if named:
+            form = named.most_common(1)[0][0]
+            return words.get(form) or formats.called(form)
     if any(key.endswith(".weight_scale_2") for key in tensors):
         return "nvfp4"
     sizes = Counter()
@@ -283,12 +337,18 @@ def _weights(tensors, formats):
     scales = (".weight_scale", ".scale_weight", "scaled_fp8")
     if dtype.startswith("F8") and any(key.endswith(scales) for key in tensors):
         return "fp8 scaled"
-    if dtype == "I8" and any(tensor.dtype == "I8" and _four_bits(tensors, key) for key, tensor in tensors.items()):
-        return "convrot_w4a4"
-    return DTYPES.get(dtype, dtype)
+    if dtype not in ("I8", "U8"):
+        return DTYPES.get(dtype, dtype)
+    looks = Counter(
+        _looks_like(tensors, key.removesuffix(".weight"))
+        for key, tensor in tensors.items()
+        if tensor.dtype == "I8" and key.endswith(".weight")
+    )
+    form = looks.most_common(1)[0][0] if looks else None
+    return MARKS.get(form, form) if form else f"an unknown format of {DTYPES.get(dtype, dtype)}"
 
 
-def _formats(header):
+def _in_metadata(header: Header) -> dict[str, str]:
     """`{layer: format}` of the quantisation metadata that ComfyUI writes."""
     text = header.metadata.get("_quantization_metadata")
     if text is None:

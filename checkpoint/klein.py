@@ -1,9 +1,11 @@
 """The tensors of a FLUX.2 [klein] transformer: their names in the original files and in diffusers, and their shapes."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .header import CheckpointError
-from .inspection import KLEIN, MODEL
+from .inspection import KLEIN, MODEL, Checkpoint
 
 # Original name: (rows as a multiple of the hidden size, or None; diffusers' name, or names of what the original fuses).
 # Source: diffusers/loaders/single_file_utils.py, `convert_flux2_transformer_checkpoint_to_diffusers`.
@@ -41,7 +43,7 @@ SINGLE_BLOCK = {
 FINAL_MODULATION = "final_layer.adaLN_modulation.1.weight"
 
 
-def layout(double_blocks, single_blocks):
+def layout(double_blocks: int, single_blocks: int) -> dict[str, tuple[int | None, tuple[str, ...]]]:
     """Every tensor of a Klein with so many blocks.
 
     Returns:
@@ -60,7 +62,7 @@ def layout(double_blocks, single_blocks):
     return tensors
 
 
-def check_tensors(checkpoint):
+def check_tensors(checkpoint: Checkpoint) -> None:
     """Refuse a Klein that lacks tensors, or whose tensors have too many or too few rows.
 
     Args:
@@ -94,7 +96,7 @@ def check_tensors(checkpoint):
         )
 
 
-def original_weight(key, parts):
+def original_weight(key: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """One weight as the original file has it.
 
     Args:

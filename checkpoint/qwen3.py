@@ -3,7 +3,7 @@
 import re
 
 from .header import CheckpointError
-from .inspection import QWEN3, QWEN3_VL, TEXT_ENCODER
+from .inspection import QWEN3, QWEN3_VL, TEXT_ENCODER, Checkpoint
 
 LAYERS_READ = 27
 HEAD_WIDTH = 128
@@ -23,7 +23,7 @@ LAYER = (
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def plain_key(key, prefix, *, trim):
+def plain_key(key: str, prefix: str, *, trim: bool) -> str | None:
     """The name in Qwen3 of a tensor of the file, or None if it is not to be read.
 
     Args:
@@ -48,7 +48,7 @@ def plain_key(key, prefix, *, trim):
     return None if trim and unused else key
 
 
-def config(checkpoint, *, trim):
+def config(checkpoint: Checkpoint, *, trim: bool) -> dict[str, int | bool]:
     """What a Qwen3 must be built with to hold these weights: the names of ComfyUI's `Qwen3_4BConfig`.
 
     Args:

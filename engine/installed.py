@@ -1,15 +1,20 @@
 """Which model files are installed, what they are, and which belong together."""
 
+import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
 import nodes
+import torch
+from comfy import quant_ops
 
 from ..checkpoint import pairing, qwen3
-from ..checkpoint.diffusers_folder import inspect_folder
+from ..checkpoint.diffusers_folder import Folder, inspect_folder
 from ..checkpoint.header import CheckpointError
-from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, inspect, inspect_taef2
+from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, inspect, inspect_taef2
+from ..checkpoint.kept import file_state, keep
 from ..checkpoint.variant import Variant, decide
 from ..checks import shown
 
@@ -20,9 +25,11 @@ TAEF2 = "taef2"
 FOLDERS = {MODEL: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
 # Ends the name of a diffusers folder in the list; no model file's name ends so.
 FOLDER = "/model_index.json"
+# Wide enough for a group of every quantisation.
+SAMPLE = 256
 
 
-def listed(role):
+def listed(role: str) -> list[str]:
     """Names of what is installed for a role, as ComfyUI lists it: safetensors files, diffusers folders, taef2."""
     files = folder_paths.get_filename_list(FOLDERS[role])
     names = [name for name in files if name.lower().endswith((".safetensors", ".sft"))]
@@ -33,7 +40,7 @@ def listed(role):
     return names
 
 
-def diffusers_folders():
+def diffusers_folders() -> dict[str, Path]:
     """`{name in the list: folder}`, of models/diffusers/NAME and models/diffusers/OWNER/NAME."""
     found = {}
     for base in map(Path, folder_paths.get_folder_paths("diffusers")):
@@ -43,7 +50,7 @@ def diffusers_folders():
     return found
 
 
-def not_listed(role, name):
+def not_listed(role: str, name: object) -> str:
     """The sentence for a name that is not in the list of a role."""
     if role == MODEL and str(name).lower().endswith(".gguf"):
         return f"{shown(name)} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
@@ -51,94 +58,216 @@ def not_listed(role, name):
     return f"{shown(name)} is not a safetensors file in models/{FOLDERS[role]}{folder}."
 
 
-def look(role, name):
-    """What is installed under a name of the list.
+def files_of(role: str, name: str) -> tuple[str, ...]:
+    """The files behind a name of the list; of a diffusers folder `model_index.json` first.
 
-    Returns:
-        `({role: Checkpoint}, what it says of the variant or None)`: an all-in-one file or a folder has several roles.
     Raises:
-        CheckpointError: it is missing, damaged, or lies outside ComfyUI's folders.
+        CheckpointError: the name is not in the list, or nothing is there.
     """
-    says = None
     if name not in listed(role):
         raise CheckpointError(not_listed(role, name))
     if name == TAEF2:
-        checkpoints = {VAE: inspect_taef2(*(inside(taef2_file(side)) for side in ("encoder", "decoder")))}
-    elif name.endswith(FOLDER):
-        index = inside(diffusers_folders()[name] / FOLDER.strip("/"))
-        folder = inspect_folder(index.parent)
-        checkpoints, says = folder.parts, folder.is_distilled
-        for checkpoint in checkpoints.values():
-            for file in checkpoint.files:
-                inside(file)
-    else:
-        path = folder_paths.get_full_path(FOLDERS[role], name)
-        if path is None:
-            raise CheckpointError(f"{name} in models/{FOLDERS[role]} is not a file, or a link to none.")
-        checkpoint = inspect(inside(path), name=name)
-        checkpoints = dict.fromkeys((role, *checkpoint.parts), checkpoint)
-    return checkpoints, says
+        return tuple(map(taef2_file, ("encoder", "decoder")))
+    if name.endswith(FOLDER):
+        folder = diffusers_folders()[name]
+        others = sorted(str(file) for ending in ("json", "safetensors") for file in folder.glob(f"*/*.{ending}"))
+        return str(folder / FOLDER.strip("/")), *others
+    path = folder_paths.get_full_path(FOLDERS[role], name)
+    if path is None:
+        raise CheckpointError(f"{name} in models/{FOLDERS[role]} is not a file, or a link to none.")
+    return (path,)
 
 
-def taef2_file(side):
+def taef2_file(side: str) -> str:
+    """The file of TAEF2's encoder or decoder, as VAELoader finds it."""
     name = next(name for name in folder_paths.get_filename_list("vae_approx") if name.startswith(f"{TAEF2}_{side}."))
     return folder_paths.get_full_path_or_raise("vae_approx", name)
 
 
-def inside(path):
-    """The path, unless it is a link that leaves ComfyUI's folders."""
-    target = os.path.realpath(path)
+def inspect_listed(role: str, name: str) -> tuple[dict[str, Checkpoint], bool | None]:
+    """What is installed under a name of the list. Files that have not changed since are not read again.
+
+    Links are followed wherever they lead, as ComfyUI follows them: docs/decisions/links.md.
+
+    Returns:
+        `({role: Checkpoint}, what it says of the variant or None)`: an all-in-one file or a folder has several roles.
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    files = files_of(role, name)
+    if name == TAEF2:
+        return {VAE: _inspect_taef2(*files)}, None
+    if name.endswith(FOLDER):
+        folder = _inspect_folder(*files)
+        return folder.parts, folder.is_distilled
+    checkpoint = _inspect(*files, name=name)
+    return dict.fromkeys((role, *checkpoint.parts), checkpoint), None
+
+
+@functools.lru_cache
+def values(form: str) -> int | None:
+    """How many numbers ComfyUI keeps in one element of a weight of this quantisation; None if it does not know."""
+    try:
+        layout = quant_ops.QUANT_ALGOS[form]["comfy_tensor_layout"]
+        quantised = quant_ops.QuantizedTensor.from_float(torch.ones(SAMPLE, SAMPLE), layout)
+        return SAMPLE // quantised.state_dict("weight")["weight"].shape[-1]
+    except Exception:
+        # Whatever an older or newer ComfyUI lacks: then what is known here has to do.
+        return None
+
+
+_inspect_taef2 = keep(inspect_taef2)
+
+
+@keep
+def _inspect(file: str, name: str) -> Checkpoint:
+    return inspect(file, name=name, values=values)
+
+
+@keep
+def _inspect_folder(index: str, *_: str) -> Folder:
+    return inspect_folder(Path(index).parent, values=values)
+
+
+def check_inside(files: Iterable[str]) -> None:
+    """Refuse files that a link leads out of ComfyUI's folders: docs/decisions/links.md.
+
+    Raises:
+        CheckpointError: names the first of them.
+    """
     folders = [folder_paths.models_dir]
     for registered, *_ in folder_paths.folder_names_and_paths.values():
         folders += registered
-    if not any(Path(target).is_relative_to(os.path.realpath(folder)) for folder in folders):
-        raise CheckpointError(
-            f"{os.path.basename(path)} is a link to {target}, outside ComfyUI's model folders; "
-            "name that folder in extra_model_paths.yaml, or move the file."
-        )
-    return path
+    folders = set(map(os.path.realpath, folders))
+    for file in files:
+        target = Path(os.path.realpath(file))
+        if not any(target.is_relative_to(folder) for folder in folders):
+            raise CheckpointError(
+                f"{os.path.basename(file)} is a link that leads out of ComfyUI's model folders. "
+                "Klein Loader loads it, but this route does not follow it."
+            )
 
 
-def fitting(model, role):
-    """The installed checkpoints that fit a Klein, best first, and the errors of those that cannot be read."""
-    found, damaged = [], []
+def fitting(model: Checkpoint, role: str) -> tuple[list[Checkpoint], list[CheckpointError]]:
+    """The installed checkpoints that fit a Klein, best first; and why others were left out, the likeliest to fit first."""
+    found, left_out = [], []
     for name in listed(role):
         try:
-            checkpoint = look(role, name)[0][role]
-            if pairing.fits(model, role, checkpoint):
-                found.append(checkpoint)
+            checkpoint = inspect_listed(role, name)[0][role]
         except CheckpointError as error:
-            damaged.append(error)
-    return sorted(found, key=lambda checkpoint: pairing.rank(model, checkpoint)), damaged
+            left_out.append((pairing.likeness(model, role, name), error))
+            continue
+        if pairing.matches(model, role, checkpoint):
+            try:
+                if role == TEXT_ENCODER:
+                    qwen3.config(checkpoint, trim=True)
+                found.append(checkpoint)
+            except CheckpointError as error:
+                left_out.append((float("inf"), error))
+    left_out.sort(key=lambda pair: -pair[0])
+    return sorted(found, key=lambda checkpoint: pairing.rank(model, checkpoint)), [error for _, error in left_out]
 
 
-def choose(model, role, name, bundled):
-    """The text encoder or VAE for a Klein: the one named; with `auto` the one it comes with, or the best installed."""
+def choose(model: Checkpoint, role: str, name: str, bundled: dict[str, Checkpoint]) -> Checkpoint:
+    """The text encoder or VAE for a Klein: the one named; with `auto` the one it comes with, or the best installed.
+
+    Raises:
+        CheckpointError: the one named does not fit, or none is installed that does.
+    """
     if name != AUTO:
-        checkpoint = look(role, name)[0][role]
+        checkpoint = inspect_listed(role, name)[0][role]
         if pairing.fits(model, role, checkpoint):
             return checkpoint
         raise pairing.misfit(model, role, checkpoint, [other.name for other in fitting(model, role)[0]])
     if role in bundled and pairing.fits(model, role, bundled[role]):
         return bundled[role]
-    found, damaged = fitting(model, role)
+    found, left_out = fitting(model, role)
     if not found:
-        raise pairing.misfit(model, role, None, [], damaged)
+        raise pairing.misfit(model, role, None, [], left_out)
     return found[0]
 
 
-def resolve(diffusion_model, text_encoder, vae, trim):
-    """The three checkpoints that the inputs mean, checked against each other from their headers, and what the model's
-    folder says of the variant."""
-    bundled, says = look(MODEL, diffusion_model)
+def resolve(
+    diffusion_model: str, text_encoder: str, vae: str, trim: bool
+) -> tuple[Checkpoint, Checkpoint, Checkpoint, bool | None]:
+    """What the inputs of Klein Loader mean.
+
+    Returns:
+        The Klein, its text encoder and its VAE, checked against each other from their headers; and what the model's folder
+        says of the variant.
+    Raises:
+        CheckpointError: says of each of the three what is wrong with it.
+    """
+    bundled, says = inspect_listed(MODEL, diffusion_model)
     klein = bundled[MODEL]
     pairing.check_model(klein)
-    encoder = choose(klein, TEXT_ENCODER, text_encoder, bundled)
-    qwen3.config(encoder, trim=trim)
-    return klein, encoder, choose(klein, VAE, vae, bundled), says
+    chosen, problems = [], []
+    for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)):
+        try:
+            chosen.append(choose(klein, role, name, bundled))
+            if role == TEXT_ENCODER:
+                qwen3.config(chosen[0], trim=trim)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(" ".join(problems))
+    return klein, *chosen, says
 
 
-def trained(klein, says, variant):
+def fingerprint(diffusion_model: str | None, text_encoder: str | None, vae: str | None, trim: bool | None) -> str:
+    """What changes when Klein Loader has to load anew: the size and the time of each of its files.
+
+    Args:
+        diffusion_model, text_encoder, vae, trim: inputs of the node; None for one that comes through a link. ComfyUI does
+            not say here what such an input will be, so every file counts that it may mean.
+    """
+    names = {MODEL: diffusion_model, TEXT_ENCODER: text_encoder, VAE: vae}
+    if None in names.values():
+        wanted = [(role, each) for role, name in names.items() for each in (listed(role) if name in (None, AUTO) else [name])]
+        return str([_state_of_listed(role, name) for role, name in wanted])
+    try:
+        *checkpoints, _ = resolve(diffusion_model, text_encoder, vae, trim is not False)
+        files = [*files_of(MODEL, diffusion_model), *(file for checkpoint in checkpoints for file in checkpoint.files)]
+        return str([file_state(file) for file in files])
+    except (CheckpointError, OSError) as error:
+        return str(error)
+
+
+def _state_of_listed(role, name):
+    try:
+        return name, [file_state(file) for file in files_of(role, name)]
+    except (CheckpointError, OSError) as error:
+        return name, str(error)
+
+
+def missing(diffusion_model: str) -> str | None:
+    """What to install where a model is missing: a sentence for it, and for a text encoder and a VAE if there is none either.
+
+    Returns:
+        The sentences, or None: the model is there.
+    """
+    if diffusion_model in listed(MODEL):
+        return None
+    sentences = [not_listed(MODEL, diffusion_model)]
+    # A folder brings its own, and of a GGUF file's text encoder nothing is known here.
+    if str(diffusion_model).lower().endswith((".safetensors", ".sft")):
+        sentences += [
+            pairing.none_installed(role, diffusion_model)
+            for role in (TEXT_ENCODER, VAE)
+            if not any(_usable(role, name) for name in listed(role))
+        ]
+    return " ".join(sentences)
+
+
+def _usable(role, name):
+    """Whether a listed file is a text encoder or a VAE of any Klein."""
+    try:
+        return pairing.usable(role, inspect_listed(role, name)[0][role])
+    except CheckpointError:
+        return False
+
+
+def trained(klein: Checkpoint, says: bool | None, variant: str) -> Variant:
     """What a Klein was trained for, by the input `variant` and what its folder says of it."""
     if variant == AUTO:
         return decide(klein.name, klein.metadata, folder_says=says)

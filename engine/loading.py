@@ -1,4 +1,6 @@
-"""ComfyUI's MODEL, CLIP and VAE from checkpoints that were looked at before."""
+"""ComfyUI's MODEL, CLIP and VAE from checkpoints that were inspected before: no header is read again."""
+
+from collections.abc import Callable
 
 import comfy.memory_management
 import comfy.sd
@@ -6,16 +8,18 @@ import comfy.utils
 import folder_paths
 import nodes
 import safetensors
+import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders import flux
 from comfy.text_encoders.hunyuan_video import llama_detect
 
 from ..checkpoint import qwen3
-from ..checkpoint.inspection import MODEL, TAEF2, TEXT_ENCODER, VAE, inspect
+from ..checkpoint.inspection import MODEL, TAEF2, TEXT_ENCODER, VAE, Checkpoint
 from ..checkpoint.klein import layout, original_weight
 
 
-def read(checkpoint, wanted):
+def read(checkpoint: Checkpoint, wanted: Callable[[str], object]) -> dict[str, torch.Tensor]:
     """The tensors whose names `wanted` accepts; no other is read. They lie in mapped memory until used."""
     weights = {}
     for file in map(str, checkpoint.files):
@@ -30,16 +34,27 @@ def read(checkpoint, wanted):
     return weights
 
 
-def diffusers_model(files, model_options, disable_dynamic=False):
-    """`ModelPatcher` of a Klein with diffusers' key names.
-
-    What the original files fuse gets its own memory one weight at a time; nothing else is copied.
+def load_model(checkpoint: Checkpoint, model_options: dict) -> ModelPatcher:
+    """The MODEL of a Klein.
 
     Args:
-        files: paths of the safetensors file, or of all its shards.
+        checkpoint: of the Klein.
         model_options: as of `comfy.sd.load_diffusion_model`.
     """
-    checkpoint = inspect(*files)
+    if checkpoint.parts[MODEL].diffusers_keys:
+        return diffusers_model(checkpoint, model_options)
+    return comfy.sd.load_diffusion_model(*map(str, checkpoint.files), model_options=model_options)
+
+
+def diffusers_model(checkpoint: Checkpoint, model_options: dict, disable_dynamic: bool = False) -> ModelPatcher:
+    """The MODEL of a Klein with diffusers' key names.
+
+    What the original files fuse gets its own memory, one weight at a time; nothing else is copied.
+
+    Args:
+        checkpoint: of the Klein.
+        model_options, disable_dynamic: as of `comfy.sd.load_diffusion_model`.
+    """
     part = checkpoint.parts[MODEL]
     theirs = read(checkpoint, lambda key: key.startswith(part.prefix))
     weights, fused = {}, {}
@@ -55,18 +70,18 @@ def diffusers_model(files, model_options, disable_dynamic=False):
     for key, parts in fused.items():
         linear = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
         linear.load_state_dict({"weight": original_weight(key, parts)}, strict=False, assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (diffusers_model, (files, model_options))
+    patcher.cached_patcher_init = (diffusers_model, (checkpoint, model_options))
     return patcher
 
 
-def text_encoder(files, trim, disable_dynamic=False):
-    """`comfy.sd.CLIP` of a Qwen3, always built as FLUX.2's.
+def load_text_encoder(checkpoint: Checkpoint, trim: bool, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The CLIP of a Qwen3, always built as FLUX.2's.
 
     Args:
-        files: paths of the safetensors file, or of all its shards.
+        checkpoint: of the text encoder.
         trim: leave out what Klein does not use.
+        disable_dynamic: as of `comfy.sd.CLIP`.
     """
-    checkpoint = inspect(*files)
     config = qwen3.config(checkpoint, trim=trim)
     prefix = checkpoint.parts[TEXT_ENCODER].prefix
     weights = read(checkpoint, lambda key: qwen3.plain_key(key, prefix, trim=trim))
@@ -76,75 +91,58 @@ def text_encoder(files, trim, disable_dynamic=False):
     big = config["hidden_size"] == 4096
     kind, tokenizer = ("qwen3_8b", flux.KleinTokenizer8B) if big else ("qwen3_4b", flux.KleinTokenizer)
     model = flux.klein_te(**llama_detect(weights), model_type=kind)
+    if trim:
+        model, tokenizer = trimmed(model, tokenizer)
     clip = comfy.sd.CLIP(
-        ClipTarget(tokenizer, mute(model) if trim else model),
+        ClipTarget(tokenizer, model),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict=[weights],
         model_options={f"{kind}_model_config": config},
         disable_dynamic=disable_dynamic,
     )
-    clip.patcher.cached_patcher_init = (text_encoder_patcher, (files, trim))
+    clip.patcher.cached_patcher_init = (text_encoder_patcher, (checkpoint, trim))
     return clip
 
 
-def text_encoder_patcher(files, trim, disable_dynamic=False):
-    return text_encoder(files, trim, disable_dynamic).patcher
+def text_encoder_patcher(checkpoint: Checkpoint, trim: bool, disable_dynamic: bool = False) -> ModelPatcher:
+    return load_text_encoder(checkpoint, trim, disable_dynamic).patcher
 
 
-def mute(model):
-    """The text encoder's class without text generation, which needs the layers that were left out."""
+def trimmed(model: type, tokenizer: type) -> tuple[type, type]:
+    """The classes of a text encoder and its tokenizer, which refuse what needs the layers that were left out."""
 
-    class Trimmed(model):
+    def refuse(what):
+        raise ValueError(
+            f"Klein Loader: a trimmed text encoder cannot {what}, because that needs the layers that Klein never uses; "
+            "turn `trim_text_encoder` off."
+        )
+
+    class TrimmedModel(model):
         def generate(self, *args, **kwargs):
-            raise ValueError("Klein Loader: a trimmed text encoder cannot generate text; turn `trim_text_encoder` off.")
+            refuse("generate text")
 
-    return Trimmed
+    class TrimmedTokenizer(tokenizer):
+        # ComfyUI asks a tokenizer for this only to save it with its text encoder: CLIPSave, CheckpointSave.
+        def state_dict(self):
+            refuse("be saved")
 
-
-def vae(files, prefix, disable_dynamic=False):
-    """`comfy.sd.VAE` from the keys that begin with `prefix`, as ComfyUI's VAELoader makes it."""
-    checkpoint = inspect(*files)
-    weights = read(checkpoint, lambda key: key.startswith(prefix))
-    weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
-    loaded = comfy.sd.VAE(sd=weights, metadata=checkpoint.metadata)
-    loaded.throw_exception_if_invalid()
-    loaded.patcher.cached_patcher_init = (vae_patcher, (files, prefix))
-    return loaded
+    return TrimmedModel, TrimmedTokenizer
 
 
-def vae_patcher(files, prefix, disable_dynamic=False):
-    return vae(files, prefix).patcher
-
-
-def taef2():
-    """`comfy.sd.VAE` of TAEF2, by ComfyUI's VAELoader."""
-    loaded = nodes.VAELoader().load_vae("taef2")[0]
-    loaded.patcher.cached_patcher_init = (taef2_patcher, ())
-    return loaded
-
-
-def taef2_patcher(disable_dynamic=False):
-    return taef2().patcher
-
-
-def load_model(checkpoint, model_options):
-    """`ModelPatcher` of a Klein."""
-    if checkpoint.parts[MODEL].diffusers_keys:
-        return diffusers_model(paths(checkpoint), model_options)
-    return comfy.sd.load_diffusion_model(*paths(checkpoint), model_options=model_options)
-
-
-def load_text_encoder(checkpoint, trim):
-    """`comfy.sd.CLIP` of a Qwen3."""
-    return text_encoder(paths(checkpoint), trim)
-
-
-def load_vae(checkpoint):
-    """`comfy.sd.VAE` of FLUX.2's VAE or TAEF2."""
+def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
+    """FLUX.2's VAE as ComfyUI's VAELoader makes it, from the keys that the checkpoint's part says; or TAEF2, by VAELoader."""
     part = checkpoint.parts[VAE]
-    return taef2() if part.architecture == TAEF2 else vae(paths(checkpoint), part.prefix)
+    if part.architecture == TAEF2:
+        loaded = nodes.VAELoader().load_vae("taef2")[0]
+    else:
+        weights = read(checkpoint, lambda key: key.startswith(part.prefix))
+        weights = {key.removeprefix(part.prefix): tensor for key, tensor in weights.items()}
+        loaded = comfy.sd.VAE(sd=weights, metadata=checkpoint.metadata)
+        loaded.throw_exception_if_invalid()
+    loaded.patcher.cached_patcher_init = (vae_patcher, (checkpoint,))
+    return loaded
 
 
-def paths(checkpoint):
-    return tuple(map(str, checkpoint.files))
+def vae_patcher(checkpoint: Checkpoint, disable_dynamic: bool = False) -> ModelPatcher:
+    return load_vae(checkpoint).patcher

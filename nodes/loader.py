@@ -1,16 +1,14 @@
 """The node that loads a Klein: its model, its text encoder and its VAE."""
 
 import logging
-import os
 
 import torch
 from comfy_api.latest import io
 
-from ..checkpoint.header import CheckpointError
 from ..checkpoint.info import paragraph
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE
-from ..checks import names_itself
-from ..engine.installed import AUTO, VARIANTS, listed, not_listed, resolve, trained
+from ..checks import names_itself, one_of
+from ..engine.installed import AUTO, VARIANTS, fingerprint, listed, missing, resolve, trained
 from ..engine.loading import load_model, load_text_encoder, load_vae
 from ..engine.sampling import with_rule
 from ..guidance.distilled import Distilled
@@ -22,6 +20,7 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
+DISTILLED_CFG = "ignore", "allow"
 
 
 @names_itself
@@ -69,7 +68,7 @@ class KleinKitLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "distilled_cfg",
-                    options=["ignore", "allow"],
+                    options=list(DISTILLED_CFG),
                     default="ignore",
                     advanced=True,
                     tooltip="On a distilled model, ignore: a cfg above 1 counts as 1, as in diffusers. allow: it is applied.",
@@ -93,21 +92,36 @@ class KleinKitLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, diffusion_model):
-        # An input that is named here loses ComfyUI's own check of the list.
-        return diffusion_model in listed(MODEL) or not_listed(MODEL, diffusion_model)
+    def validate_inputs(cls, diffusion_model: str | None = None) -> bool | str:
+        # An input that is named here loses ComfyUI's own check of the list. One that comes through a link is not known yet.
+        return diffusion_model is None or missing(diffusion_model) or True
 
     @classmethod
-    def fingerprint_inputs(cls, diffusion_model=AUTO, text_encoder=AUTO, vae=AUTO, trim_text_encoder=True, **_):
-        try:
-            *checkpoints, _ = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
-            states = [(str(file), os.stat(file)) for checkpoint in checkpoints for file in checkpoint.files]
-        except (CheckpointError, OSError) as error:
-            return str(error)
-        return str([(path, state.st_size, state.st_mtime_ns) for path, state in states])
+    def fingerprint_inputs(
+        cls,
+        diffusion_model: str | None = None,
+        text_encoder: str | None = None,
+        vae: str | None = None,
+        trim_text_encoder: bool | None = None,
+        **_,
+    ) -> str:
+        return fingerprint(diffusion_model, text_encoder, vae, trim_text_encoder)
 
     @classmethod
-    def execute(cls, diffusion_model, text_encoder, vae, variant, weight_dtype, distilled_cfg, trim_text_encoder):
+    def execute(
+        cls,
+        diffusion_model: str,
+        text_encoder: str,
+        vae: str,
+        variant: str,
+        weight_dtype: str,
+        distilled_cfg: str,
+        trim_text_encoder: bool,
+    ) -> io.NodeOutput:
+        # ComfyUI checks what is chosen in a widget, not what comes through a link.
+        one_of("variant", VARIANTS, variant)
+        one_of("weight_dtype", WEIGHT_DTYPES, weight_dtype)
+        one_of("distilled_cfg", DISTILLED_CFG, distilled_cfg)
         klein, encoder, picture, says = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
         found = trained(klein, says, variant)
         ignore_cfg = distilled_cfg == "ignore"
@@ -124,8 +138,9 @@ class KleinKitLoader(io.ComfyNode):
         model = load_model(klein, dict(WEIGHT_DTYPES[weight_dtype]))
         if found.distilled and ignore_cfg:
             model = with_rule(model, Distilled())
-        clip = load_text_encoder(encoder, trim_text_encoder)
-        return io.NodeOutput(model, clip, load_vae(picture), found.steps, found.cfg, info)
+        return io.NodeOutput(
+            model, load_text_encoder(encoder, trim_text_encoder), load_vae(picture), found.steps, found.cfg, info
+        )
 
 
 NODES = [KleinKitLoader]

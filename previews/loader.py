@@ -3,24 +3,26 @@
 from ..checkpoint import pairing
 from ..checkpoint.inspection import MODEL
 from ..checks import one_of
-from ..engine.installed import AUTO, VARIANTS, look, trained
+from ..engine.installed import AUTO, VARIANTS, check_inside, files_of, inspect_listed, trained
 
 
-def suited(settings):
-    """The outputs `steps` and `cfg` of `KleinKitLoader`, for the editor's previews: of a model's file only the header is read.
+def suited(settings: dict) -> dict[str, int | float]:
+    """The outputs `steps` and `cfg` of Klein Loader, for the editor's previews: of a model's file only the header is read.
 
     Args:
         settings: `{input: value}` as in a prompt of ComfyUI's API: `diffusion_model` and `variant`.
     Returns:
         dict: `steps` and `cfg`.
     Raises:
-        ValueError: no such setting or file, or a file that is no Klein.
+        ValueError: no such setting or file, a file that is no Klein, or a link out of ComfyUI's folders.
     """
     for name in settings:
         one_of("setting", ("diffusion_model", "variant"), name)
     variant = settings.get("variant", AUTO)
     one_of("variant", VARIANTS, variant)
-    checkpoints, says = look(MODEL, settings.get("diffusion_model"))
+    name = settings.get("diffusion_model")
+    check_inside(files_of(MODEL, name))
+    checkpoints, says = inspect_listed(MODEL, name)
     pairing.check_model(checkpoints[MODEL])
     found = trained(checkpoints[MODEL], says, variant)
     return {"steps": found.steps, "cfg": found.cfg}
