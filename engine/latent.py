@@ -1,4 +1,13 @@
-"""What a latent is."""
+"""What a latent is, and what ComfyUI's samplers make of it."""
+
+import inspect
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.latent_formats
+import comfy.sample
+import torch
 
 from ..checks import expected
 
@@ -10,9 +19,27 @@ OTHERS = {
     (5, 48): "Wan 2.2",
     (5, 128): "LTX-Video",
 }
+# What ComfyUI's samplers read of a latent to adapt an empty one. Older releases know the channels alone, not the size.
+RATIO = "downscale_ratio_spacial"
+ADAPTS_SIZE = RATIO in inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
 
 
-def latent_tokens(shape):
+def sampled(latent: dict[str, Any]) -> torch.Tensor:
+    """What a sampler makes of a latent before a run of FLUX.2: an empty one of another model is adapted.
+
+    Args:
+        latent: a LATENT of ComfyUI.
+    Returns:
+        [B, 128, H/16, W/16] for a latent of FLUX.2 and an empty image latent whose node says its scale; else as given.
+    """
+    samples = latent["samples"]
+    if not ADAPTS_SIZE or latent.get(RATIO) is None or samples.ndim != 4 or samples.shape[1] == CHANNELS:
+        return samples
+    flux2 = SimpleNamespace(get_model_object=lambda name: comfy.latent_formats.Flux2())
+    return comfy.sample.fix_empty_latent_channels(flux2, samples, latent[RATIO])
+
+
+def latent_tokens(shape: Sequence[int]) -> int:
     """The number of 16×16 cells of a FLUX.2 latent of `shape` [B, 128, H/16, W/16].
 
     Raises:
