@@ -43,7 +43,6 @@ def agree(given, wanted):
         (17, 16),
         (1023, 1025),
         (1049, 1049),
-        (16384, 16384),
     ],
 )
 def test_flux2_scheduler(klein, run_node, width, height):
