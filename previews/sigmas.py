@@ -31,9 +31,9 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
         settings: `{input: value}` as in a prompt of ComfyUI's API (`steps`, `shift`, `shift.mu`, …); those that are
             left out have their defaults.
     Returns:
-        dict: `sigmas` [n + 1], `mu`, `tokens` (how many the size that counts has: of a connected latent, the editor sends
-        the latent's as `width` and `height`), `step_sizes` [n] (how far sigma falls in each step), `start` (the first sigma; 0.0
-        when `denoise` is 0.0), and for comparison `static_sigmas` [n + 1] and `static_mu`, with ComfyUI's own shift.
+        dict: `sigmas` [n + 1]; `mu`; `tokens`, how many 16×16 cells the size has (for a connected latent the editor sends
+        its size as `width` and `height`); `step_sizes` [n], how far sigma falls in each step; `start`, the first sigma
+        (0.0 when `denoise` is 0.0); and for comparison `static_sigmas` [n + 1] and `static_mu`, with ComfyUI's own shift.
     Raises:
         ValueError: there is no such setting, or a value does not fit.
     """
