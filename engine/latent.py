@@ -1,6 +1,5 @@
 """What a latent is, and what ComfyUI's samplers make of it."""
 
-import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -19,21 +18,20 @@ OTHERS = {
     (5, 48): "Wan 2.2",
     (5, 128): "LTX-Video",
 }
-# What ComfyUI's samplers read of a latent to adapt an empty one. Older releases know the channels alone, not the size.
+# The pixels of a cell of a latent, as ComfyUI's nodes for empty latents say them.
 RATIO = "downscale_ratio_spacial"
-ADAPTS_SIZE = RATIO in inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
 
 
 def sampled(latent: dict[str, Any]) -> torch.Tensor:
-    """What a sampler makes of a latent before a run of FLUX.2: an empty one of another model is adapted.
+    """What ComfyUI's samplers make of a latent before a run of FLUX.2: they adapt an empty one of another model.
 
     Args:
         latent: a LATENT of ComfyUI.
     Returns:
-        [B, 128, H/16, W/16] for a latent of FLUX.2 and an empty image latent whose node says its scale; else as given.
+        [B, 128, H/16, W/16] of a FLUX.2 latent, and of an empty image latent that says its scale; any other as given.
     """
     samples = latent["samples"]
-    if not ADAPTS_SIZE or latent.get(RATIO) is None or samples.ndim != 4 or samples.shape[1] == CHANNELS:
+    if latent.get(RATIO) is None or samples.ndim != 4 or samples.shape[1] == CHANNELS:
         return samples
     flux2 = SimpleNamespace(get_model_object=lambda name: comfy.latent_formats.Flux2())
     return comfy.sample.fix_empty_latent_channels(flux2, samples, latent[RATIO])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from comfy.model_base import Flux2
+from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, ModelSamplingFlux
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
@@ -56,7 +57,7 @@ def chosen_shift(shift: dict[str, Any]) -> Shift:
 @names_itself
 class KleinKitScheduler(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitScheduler",
             display_name="Klein Scheduler",
@@ -96,13 +97,24 @@ class KleinKitScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, terminal=None, shift=None):
+    def validate_inputs(cls, terminal: float | None = None, shift: dict[str, Any] | None = None) -> bool | str:
         # ComfyUI checks what is not named here, and repeats an answer at all that is named and arrives. A `shift` that is
         # not in the list does not arrive: so one more is named.
         return True if shift else no_choice("shift", SHIFTS)
 
     @classmethod
-    def execute(cls, steps, width, height, denoise, denoise_mode, shift, spacing, terminal, latent=None):
+    def execute(
+        cls,
+        steps: int,
+        width: int,
+        height: int,
+        denoise: float,
+        denoise_mode: str,
+        shift: dict[str, Any],
+        spacing: str,
+        terminal: float,
+        latent: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
         size = {"width": width, "height": height} if latent is None else {}
         schedule = Schedule(
             steps=steps,
@@ -123,7 +135,7 @@ class KleinKitScheduler(io.ComfyNode):
 @names_itself
 class KleinKitDynamicShift(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitDynamicShift",
             display_name="Klein Dynamic Shift",
@@ -136,12 +148,12 @@ class KleinKitDynamicShift(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model=None, shift=None):
+    def validate_inputs(cls, model: Any = None, shift: dict[str, Any] | None = None) -> bool | str:
         # `model` is named because ComfyUI reports an answer only at inputs that arrive.
         return True if shift else no_choice("shift", SHIFTS)
 
     @classmethod
-    def execute(cls, model, shift):
+    def execute(cls, model: ModelPatcher, shift: dict[str, Any]) -> io.NodeOutput:
         if not isinstance(model.model, Flux2):
             raise expected("model", "a FLUX.2 model", type(model.model).__name__)
         earlier = model.get_model_object("model_sampling")

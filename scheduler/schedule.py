@@ -60,7 +60,7 @@ class Schedule:
     spacing: str = "uniform"
     terminal: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "width", "height", "denoise", "terminal"):
             number(name, getattr(self, name), *LIMITS[name])
         one_of("denoise_mode", DENOISE_MODES, self.denoise_mode)

@@ -101,22 +101,12 @@ def test_with_a_latent_the_size_is_not_looked_at(klein, run_node):
 
 
 class TestEmptyLatentsOfOtherModels:
-    """ComfyUI's samplers adapt them from 0.27 on, where the node that makes one says its scale."""
-
-    @pytest.fixture(autouse=True)
-    def adapts(self, comfy):
-        from kleinkit.engine.latent import ADAPTS_SIZE
-
-        self.adapts = ADAPTS_SIZE
+    """ComfyUI's samplers adapt them, where the node that makes one says its scale."""
 
     @pytest.mark.parametrize("node", ["EmptyLatentImage", "EmptySD3LatentImage"])
     @pytest.mark.parametrize("width, height", [(1024, 1024), (1000, 600), (1248, 832), (16, 24)])
     def test_tokens_of_what_is_sampled(self, klein, run_node, node, width, height):
         latent = run_node(node, width=width, height=height, batch_size=2)[0]
-        if not self.adapts:
-            with pytest.raises(ValueError, match="Expected `latent` to be a FLUX.2 latent"):
-                klein(latent=latent)
-            return
         rows, columns = self.sampled(run_node, latent).shape[2:]
         wanted = klein(latent={"samples": torch.zeros(1, 128, rows, columns)})
         given = klein(latent=latent)

@@ -61,6 +61,10 @@ def test_the_end_of_a_schedule_of_unknown_length(steps):
     assert stock.find_end(end * np.float32(0.9), ("picky",), picky) is None
 
 
+def test_a_single_sigma():
+    assert stock.find(np.float32([0.5]), 0, ("picky",), picky) is None
+
+
 def test_a_scheduler_that_always_fails_is_left_out():
     def fails(name, steps):
         raise ValueError
