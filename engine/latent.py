@@ -1,7 +1,6 @@
 """What a latent is, and what ComfyUI's samplers make of it."""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.latent_formats
@@ -22,6 +21,14 @@ OTHERS = {
 RATIO = "downscale_ratio_spacial"
 
 
+class _Flux2:
+    """All that ComfyUI asks of a model to adapt an empty latent to it."""
+
+    @staticmethod
+    def get_model_object(name: str) -> comfy.latent_formats.LatentFormat:
+        return comfy.latent_formats.Flux2()
+
+
 def sampled(latent: dict[str, Any]) -> torch.Tensor:
     """What ComfyUI's samplers make of a latent before a run of FLUX.2: they adapt an empty one of another model.
 
@@ -33,8 +40,7 @@ def sampled(latent: dict[str, Any]) -> torch.Tensor:
     samples = latent["samples"]
     if latent.get(RATIO) is None or samples.ndim != 4 or samples.shape[1] == CHANNELS:
         return samples
-    flux2 = SimpleNamespace(get_model_object=lambda name: comfy.latent_formats.Flux2())
-    return comfy.sample.fix_empty_latent_channels(flux2, samples, latent[RATIO])
+    return comfy.sample.fix_empty_latent_channels(_Flux2, samples, latent[RATIO])
 
 
 def latent_tokens(shape: Sequence[int]) -> int:

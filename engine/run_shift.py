@@ -1,9 +1,9 @@
 """A model sampling whose shift is the run's mu, and the wrapper that gives the run its sigmas."""
 
 import copy
+import inspect
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -145,7 +145,7 @@ def starts_from_a_picture(sigmas: torch.Tensor, noise: torch.Tensor) -> bool:
         sigmas: the run's.
         noise: what is added to the latent.
     """
-    frame = sys._getframe()
+    frame = inspect.currentframe()
     while frame := frame.f_back:
         sampler = frame.f_locals.get("self")
         if isinstance(sampler, comfy.samplers.KSampler) and same_storage(sampler.sigmas, sigmas):
