@@ -1,4 +1,11 @@
-"""What a latent is."""
+"""What a latent is, and what ComfyUI's samplers make of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.latent_formats
+import comfy.sample
+import torch
 
 from ..checks import expected
 
@@ -10,9 +17,33 @@ OTHERS = {
     (5, 48): "Wan 2.2",
     (5, 128): "LTX-Video",
 }
+# The pixels of a cell of a latent, as ComfyUI's nodes for empty latents say them.
+RATIO = "downscale_ratio_spacial"
 
 
-def latent_tokens(shape):
+class _Flux2:
+    """All that ComfyUI asks of a model to adapt an empty latent to it."""
+
+    @staticmethod
+    def get_model_object(name: str) -> comfy.latent_formats.LatentFormat:
+        return comfy.latent_formats.Flux2()
+
+
+def sampled(latent: dict[str, Any]) -> torch.Tensor:
+    """What ComfyUI's samplers make of a latent before a run of FLUX.2: they adapt an empty one of another model.
+
+    Args:
+        latent: a LATENT of ComfyUI.
+    Returns:
+        [B, 128, H/16, W/16] of a FLUX.2 latent, and of an empty image latent that says its scale; any other as given.
+    """
+    samples = latent["samples"]
+    if latent.get(RATIO) is None or samples.ndim != 4 or samples.shape[1] == CHANNELS:
+        return samples
+    return comfy.sample.fix_empty_latent_channels(_Flux2, samples, latent[RATIO])
+
+
+def latent_tokens(shape: Sequence[int]) -> int:
     """The number of 16×16 cells of a FLUX.2 latent of `shape` [B, 128, H/16, W/16].
 
     Raises:

@@ -105,9 +105,13 @@ class Curve:
 
     @classmethod
     def parse(cls, scales: str = "5, 3, 1") -> "Curve":
-        """The curve of a text."""
+        """The curve of a text: numbers between commas; as in a list of layers, nothing between two commas is nothing.
+
+        Raises:
+            ValueError: the text is not of that form.
+        """
         try:
-            return cls(tuple(float(part) for part in scales.split(",")))
+            return cls(tuple(float(part) for part in scales.split(",") if part.strip()))
         except (AttributeError, ValueError):
             raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", scales) from None
 

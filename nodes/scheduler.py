@@ -1,26 +1,21 @@
 """Sigmas that follow the size and the step count of the picture."""
 
+import logging
 from functools import partial
+from typing import Any
 
 import torch
 from comfy.model_base import Flux2
+from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, ModelSamplingFlux
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..checks import expected, names_itself, no_choice, number
-from ..engine.latent import latent_tokens
-from ..engine.run_shift import RunShift, shift_run, with_run_shift
-from ..scheduler.mu import SHIFTS
-from ..scheduler.schedule import (
-    DENOISE_MODES,
-    LIMITS,
-    Schedule,
-    choose_shift,
-    make,
-    multiple_of_16,
-    picture_tokens,
-)
+from ..checks import expected, names_itself, no_choice
+from ..engine.latent import latent_tokens, sampled
+from ..engine.run_shift import RunShift, own_sampling, shift_run, with_run_shift
+from ..scheduler.mu import SHIFTS, Shift, beyond_fit
+from ..scheduler.schedule import DENOISE_MODES, LIMITS, Schedule, choose_shift, make, picture_tokens
 from ..scheduler.spacing import SPACINGS
 
 WRAPPER = "kleinkit_shift"
@@ -32,7 +27,7 @@ def _number(id, default, step, tooltip):
     return kind.Input(id, default=default, min=low, max=high, step=step, tooltip=tooltip)
 
 
-def shift_input():
+def shift_input() -> io.DynamicCombo.Input:
     """The input `shift`: how mu is found, with the inputs that each way brings."""
     inputs = {
         "flux1": [
@@ -47,12 +42,13 @@ def shift_input():
         "shift",
         options=[io.DynamicCombo.Option(choice, inputs.get(choice, [])) for choice in SHIFTS],
         tooltip="How much of the run is spent at high noise. flux2: Black Forest Labs' formula for FLUX.2, from size "
-        "and steps. flux2_continuous: the same without its jump just above 1 megapixel. flux1: FLUX.1's. "
+        "and steps; made for at most 200 steps. flux2_continuous: the same without its jump just above 1 megapixel, and "
+        "above 200 steps with the mu of 200. flux1: FLUX.1's. "
         "fixed: your own mu. linear: Stable Diffusion 3's shift. none: even steps.",
     )
 
 
-def chosen_shift(shift):
+def chosen_shift(shift: dict[str, Any]) -> Shift:
     """The function `(tokens, steps) → mu` of the value of `shift_input`."""
     choice = dict(shift)
     return choose_shift(choice.pop("shift"), **choice)
@@ -61,7 +57,7 @@ def chosen_shift(shift):
 @names_itself
 class KleinKitScheduler(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitScheduler",
             display_name="Klein Scheduler",
@@ -70,8 +66,8 @@ class KleinKitScheduler(io.ComfyNode):
             search_aliases=["sigmas", "flux2 scheduler", "mu", "time shift", "denoise", "karras", "beta", "noise schedule"],
             inputs=[
                 _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base."),
-                _number("width", 1024, 16, "Width in pixels, a multiple of 16. A connected latent wins."),
-                _number("height", 1024, 16, "Height in pixels, a multiple of 16. A connected latent wins."),
+                _number("width", 1024, 1, "Width in pixels. Not used when a latent is connected."),
+                _number("height", 1024, 1, "Height in pixels. Not used when a latent is connected."),
                 _number("denoise", 1.0, 0.01, "How much of the picture is made anew: 1 all, 0 nothing."),
                 io.Combo.Input(
                     "denoise_mode",
@@ -79,7 +75,7 @@ class KleinKitScheduler(io.ComfyNode):
                     default=DENOISE_MODES[0],
                     tooltip="What denoise below 1 means. ksampler: as KSampler, the last steps of a longer schedule. "
                     "strength: as diffusers, only the last part of the steps is run. sigma: all steps, from "
-                    "sigma = denoise down, so that 0.5 really starts half way.",
+                    "sigma = denoise down, so that 0.5 really starts half way. In each, mu is that of `steps`.",
                 ),
                 shift_input(),
                 io.Combo.Input(
@@ -90,7 +86,9 @@ class KleinKitScheduler(io.ComfyNode):
                     "FLUX.2 was trained. linear_quadratic depends on steps and denoise alone.",
                 ),
                 _number("terminal", 0.0, 0.01, "Stretch the sigmas so that the last above 0 has this value. 0: off."),
-                io.Latent.Input("latent", optional=True, tooltip="The latent that is sampled; its size wins."),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="The latent that is sampled. Its size counts, not width and height."
+                ),
             ],
             outputs=[
                 io.Sigmas.Output(tooltip="steps + 1 sigmas, falling to 0."),
@@ -99,22 +97,37 @@ class KleinKitScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, shift=None):
-        if not shift:
-            return no_choice("shift", SHIFTS)
-        try:
-            for name, value in (("width", width), ("height", height)):
-                if value is not None:
-                    number(name, value, *LIMITS[name])
-                    multiple_of_16(name, value)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, terminal: float | None = None, shift: dict[str, Any] | None = None) -> bool | str:
+        # ComfyUI checks what is not named here, and repeats an answer at all that is named and arrives. A `shift` that is
+        # not in the list does not arrive: so one more is named.
+        return True if shift else no_choice("shift", SHIFTS)
 
     @classmethod
-    def execute(cls, steps, width, height, denoise, denoise_mode, shift, spacing, terminal, latent=None):
-        schedule = Schedule(steps, width, height, denoise, denoise_mode, chosen_shift(shift), spacing, terminal)
-        tokens = picture_tokens(width, height) if latent is None else latent_tokens(latent["samples"].shape)
+    def execute(
+        cls,
+        steps: int,
+        width: int,
+        height: int,
+        denoise: float,
+        denoise_mode: str,
+        shift: dict[str, Any],
+        spacing: str,
+        terminal: float,
+        latent: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        size = {"width": width, "height": height} if latent is None else {}
+        schedule = Schedule(
+            steps=steps,
+            denoise=denoise,
+            denoise_mode=denoise_mode,
+            shift=chosen_shift(shift),
+            spacing=spacing,
+            terminal=terminal,
+            **size,
+        )
+        tokens = picture_tokens(width, height) if latent is None else latent_tokens(sampled(latent).shape)
+        if warning := beyond_fit(schedule.shift, tokens, steps):
+            logging.warning("Klein Scheduler: %s", warning)
         sigmas, mu = make(schedule, tokens)
         return io.NodeOutput(torch.from_numpy(sigmas), mu)
 
@@ -122,7 +135,7 @@ class KleinKitScheduler(io.ComfyNode):
 @names_itself
 class KleinKitDynamicShift(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitDynamicShift",
             display_name="Klein Dynamic Shift",
@@ -135,24 +148,22 @@ class KleinKitDynamicShift(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model=None, shift=None):
+    def validate_inputs(cls, model: Any = None, shift: dict[str, Any] | None = None) -> bool | str:
         # `model` is named because ComfyUI reports an answer only at inputs that arrive.
         return True if shift else no_choice("shift", SHIFTS)
 
     @classmethod
-    def execute(cls, model, shift):
+    def execute(cls, model: ModelPatcher, shift: dict[str, Any]) -> io.NodeOutput:
         if not isinstance(model.model, Flux2):
             raise expected("model", "a FLUX.2 model", type(model.model).__name__)
-        static = model.get_model_object("model_sampling")
-        if isinstance(static, RunShift):
-            static = static.static
-        if not (isinstance(static, (ModelSamplingFlux, ModelSamplingDiscreteFlow)) and isinstance(static, CONST)):
+        earlier = model.get_model_object("model_sampling")
+        if isinstance(earlier, RunShift):
+            earlier = earlier.earlier
+        if not (isinstance(earlier, (ModelSamplingFlux, ModelSamplingDiscreteFlow)) and isinstance(earlier, CONST)):
             raise expected(
-                "model", "a model with flow sampling (its own, ModelSamplingFlux or ModelSamplingSD3)", type(static).__name__
+                "model", "a model with flow sampling (its own, ModelSamplingFlux or ModelSamplingSD3)", type(earlier).__name__
             )
-        if not static.sigmas.all():
-            raise expected("model", "a model whose sampling has a shift above 0.0", static.shift)
-        patched, sampling = model.clone(), with_run_shift(static)
+        patched, sampling = model.clone(), with_run_shift(own_sampling(model), earlier)
         patched.add_object_patch("model_sampling", sampling)
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER)
         wrapper = partial(shift_run, sampling, chosen_shift(shift))

@@ -1,6 +1,7 @@
 """What the editor's preview of a schedule shows."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +10,8 @@ from ..scheduler.mu import STATIC_MU
 from ..scheduler.schedule import Schedule, choose_shift, make, picture_tokens
 
 
-def inputs_of(choice, settings):
-    """Part the inputs that a choice brings from the other settings: `shift.mu` from `shift`.
+def inputs_of(choice: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate the inputs that a choice brings from the other settings: `shift.mu` from `shift`.
 
     Args:
         choice: name of a DynamicCombo.
@@ -23,17 +24,18 @@ def inputs_of(choice, settings):
     return {name: value for name, value in settings.items() if not name.startswith(prefix)}, inputs
 
 
-def preview(settings):
-    """The schedule of `KleinKitScheduler` for the values of its inputs.
+def preview(settings: dict[str, Any]) -> dict[str, Any]:
+    """The schedule of Klein Scheduler for the values of its inputs.
 
     Args:
         settings: `{input: value}` as in a prompt of ComfyUI's API (`steps`, `shift`, `shift.mu`, …); those that are
             left out have their defaults.
     Returns:
-        dict: `sigmas` [n + 1], `mu`, `step_sizes` [n] (how far sigma falls in each step), `start` (the first sigma; 0.0
-        when `denoise` is 0.0), and for comparison `static_sigmas` [n + 1] and `static_mu`, with ComfyUI's own shift.
+        dict: `sigmas` [n + 1]; `mu`; `tokens`, how many 16×16 cells the size has (for a connected latent the editor sends
+        its size as `width` and `height`); `step_sizes` [n], how far sigma falls in each step; `start`, the first sigma
+        (0.0 when `denoise` is 0.0); and for comparison `static_sigmas` [n + 1] and `static_mu`, with ComfyUI's own shift.
     Raises:
-        ValueError: no such setting, or a value that does not fit.
+        ValueError: there is no such setting, or a value does not fit.
     """
     settings, numbers = inputs_of("shift", settings)
     for name in settings:
@@ -46,6 +48,7 @@ def preview(settings):
     return {
         "sigmas": sigmas.tolist(),
         "mu": mu,
+        "tokens": tokens,
         "step_sizes": (-np.diff(sigmas)).tolist(),
         "start": float(sigmas[0]) if len(sigmas) else 0.0,
         "static_sigmas": static_sigmas.tolist(),

@@ -16,23 +16,23 @@ def _ramp(index, steps):
     return index / max(steps - 1, 1)
 
 
-def karras(index, steps, first, last):
+def karras(index: np.ndarray, steps: int, first: float, last: float) -> np.ndarray:
     """Even steps of σ^(1/7) (Karras et al. 2022, arXiv 2206.00364; diffusers' `use_karras_sigmas`)."""
     start, end = first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO)
     return (start + _ramp(index, steps) * (end - start)) ** KARRAS_RHO
 
 
-def exponential(index, steps, first, last):
+def exponential(index: np.ndarray, steps: int, first: float, last: float) -> np.ndarray:
     """Even steps of ln σ (diffusers' `use_exponential_sigmas`)."""
     return first * (last / first) ** _ramp(index, steps)
 
 
-def beta(index, steps, first, last):
+def beta(index: np.ndarray, steps: int, first: float, last: float) -> np.ndarray:
     """Quantiles of the beta distribution (Lee et al. 2024, arXiv 2407.12173; diffusers' `use_beta_sigmas`)."""
     return last + betaincinv(BETA_ALPHA, BETA_BETA, 1 - _ramp(index, steps)) * (first - last)
 
 
-def linear_quadratic(index, steps, first, last):
+def linear_quadratic(index: np.ndarray, steps: int, first: float, last: float) -> np.ndarray:
     """A first half of small even steps, then a parabola down to 0 (Mochi; ComfyUI's `linear_quadratic_schedule`).
 
     It depends on `first` alone: neither the shift nor `last` bends it.

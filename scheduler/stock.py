@@ -1,49 +1,94 @@
 """Which of ComfyUI's schedulers made a schedule."""
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+
 import numpy as np
 
+# A search asks every scheduler several times: it is too slow for a run of more steps than this.
+MOST_STEPS = 1000
 # ddim_uniform may make a step or two more than asked for, and beta makes fewer when there are hundreds.
 MOST_EXTRA_STEPS = 2
 MOST_TRIES = 20
 
+Found = tuple[str, int, np.ndarray, np.ndarray]
+Scheduler = Callable[[str, int], np.ndarray]
 
-def find(sigmas, last, names, schedule):
+
+def find(sigmas: np.ndarray, last: int, names: Iterable[str], schedule: Scheduler) -> Found | None:
     """Find the scheduler that makes the given sigmas: float for float and all of them, or none.
 
     KSampler drops the sigma before the last for some samplers, and sets the last of a run to 0 when no noise is to be
-    left over: both are still found.
+    left over. Both are still found. No scheduler is asked twice for the same number of steps.
 
     Args:
         sigmas: float32 array [n + 1], a whole schedule.
         last: the place of the last sigma that the run uses.
         names: the schedulers to try.
-        schedule: `(name, steps) → float32 array`, what a scheduler makes; an exception says that it makes nothing.
+        schedule: `(name, steps) → float32 array`, what a scheduler makes. An exception means that it makes nothing.
     Returns:
-        `(name, steps, made, index)`: the scheduler, the steps to ask it for, what it makes then, and the places of
-        `sigmas` in that (int array [n + 1]); or None.
+        `(name, steps, made, index)`: the scheduler, the number of steps to ask it for, what it then makes, and the
+        places of `sigmas` in that (int array [n + 1]); or None.
     """
     set_to_zero = (np.arange(len(sigmas)) == last) & (sigmas == 0)
-
-    def fits(made, index):
-        return len(index) == len(sigmas) and (set_to_zero | (made[index] == sigmas)).all()
-
+    ask = cache(_or_none(schedule))
     for dropped in (False, True):
         wanted = len(sigmas) + dropped
         for name in names:
-            steps = max(wanted - 1 - MOST_EXTRA_STEPS, 1)
-            for _ in range(MOST_TRIES):
-                try:
-                    made = schedule(name, steps)
-                except Exception:  # another pack's scheduler, asked for a number of steps that its user never chose
-                    steps += 1
+            for steps in _step_counts(partial(ask, name), wanted):
+                made = ask(name, steps)
+                if made is None or len(made) != wanted:
                     continue
-                index = np.arange(len(made))
-                if dropped:
-                    index = np.delete(index, -2)
-                if fits(made, index):
-                    return name, steps, made, np.where(set_to_zero, len(made) - 1, index)
-                missing = wanted - len(made)
-                if steps >= wanted - 1 and missing < 0:
-                    break
-                steps += max(missing, 1) if steps >= wanted - 1 else 1
+                index = np.delete(np.arange(wanted), -2) if dropped else np.arange(wanted)
+                if (set_to_zero | (made[index] == sigmas)).all():
+                    return name, steps, made, np.where(set_to_zero, wanted - 1, index)
     return None
+
+
+def find_end(sigmas: np.ndarray, names: Iterable[str], schedule: Scheduler) -> Found | None:
+    """Find the scheduler that makes a schedule of unknown length with the given end: FlipSigmas copies what it flips.
+
+    The longer a schedule is, the lower are its last sigmas. So a few schedules lead to the one.
+
+    Args:
+        sigmas: float32 array [n + 1], the end of a schedule.
+        names, schedule: as of `find`.
+    Returns:
+        as `find`.
+    """
+    ask = _or_none(schedule)
+    for name in names:
+        low, high = max(len(sigmas) - MOST_EXTRA_STEPS, 1), MOST_STEPS
+        while low <= high:
+            steps = (low + high) // 2
+            made = ask(name, steps)
+            if made is None or len(made) < len(sigmas) or made[-len(sigmas)] > sigmas[0]:
+                low = steps + 1
+            elif np.array_equal(made[-len(sigmas) :], sigmas):
+                return name, steps, made, np.arange(len(made) - len(sigmas), len(made))
+            else:
+                high = steps - 1
+    return None
+
+
+def _or_none(schedule: Scheduler) -> Callable[[str, int], np.ndarray | None]:
+    def ask(name, steps):
+        try:
+            return schedule(name, steps)
+        except Exception:  # another pack's scheduler, asked for a number of steps that its user never chose
+            return None
+
+    return ask
+
+
+def _step_counts(ask: Callable[[int], np.ndarray | None], wanted: int) -> Iterator[int]:
+    """The numbers of steps for which a scheduler may make `wanted` sigmas, the most likely first."""
+    exact = wanted - 1
+    yield from range(exact, max(exact - MOST_EXTRA_STEPS, 1) - 1, -1)
+    steps = exact
+    for _ in range(MOST_TRIES):
+        made = ask(steps)
+        if made is None or len(made) > wanted:
+            return
+        steps += max(wanted - len(made), 1)
+        yield steps

@@ -1,6 +1,7 @@
 """Klein Dynamic Shift: the sigmas that reach the sampler of every sampling node of ComfyUI."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def run(klein, run_node):
 def custom_run(klein, run_node):
     """The same of SamplerCustom or SamplerCustomAdvanced, with the given sigmas."""
 
-    def sigmas_of(sigmas, *nodes, height=1024, width=1024, advanced=False):
+    def sigmas_of(sigmas, *nodes, height=1024, width=1024, advanced=False, add_noise=True):
         model, seen = recorder(with_nodes(run_node, klein, *(nodes or (FLUX2,))))
         inputs = ksampler_inputs(TEXT_WIDTH, height, width)
         positive, negative, latent = (inputs[name] for name in ("positive", "negative", "latent_image"))
@@ -86,7 +87,7 @@ def custom_run(klein, run_node):
             guider = run_node("CFGGuider", model=model, positive=positive, negative=negative, cfg=1.0)[0]
             run_node(
                 "SamplerCustomAdvanced",
-                noise=run_node("RandomNoise", noise_seed=0)[0],
+                noise=run_node("RandomNoise", noise_seed=0)[0] if add_noise else run_node("DisableNoise")[0],
                 guider=guider,
                 sampler=euler,
                 sigmas=sigmas,
@@ -96,7 +97,7 @@ def custom_run(klein, run_node):
             run_node(
                 "SamplerCustom",
                 model=model,
-                add_noise=True,
+                add_noise=add_noise,
                 noise_seed=0,
                 cfg=1.0,
                 positive=positive,
@@ -156,7 +157,7 @@ def test_every_shift(run, ours, shift):
 def test_every_stock_scheduler_has_mu_for_its_own_shift(run, stock, scheduler, denoise):
     steps = 6
     whole = stock(scheduler, int(steps / denoise))
-    mu = compute_empirical_mu(4096, len(whole) - 1)
+    mu = compute_empirical_mu(4096, len(whole) - 1 if denoise == 1.0 else steps)
     wanted = shifted(whole, mu - STATIC_MU)
     agree(run(scheduler=scheduler, steps=steps, denoise=denoise), wanted if denoise == 1.0 else wanted[-(steps + 1) :])
 
@@ -194,8 +195,8 @@ def test_the_stock_schedulers_are_all_tested(comfy):
 @pytest.mark.parametrize("sampler", ["dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"])
 @pytest.mark.parametrize("denoise", [0.5, 1.0])
 def test_samplers_that_drop_a_sigma(run, ours, sampler, denoise):
-    whole = ours(steps=int(10 / denoise) + 1)
-    agree(run(sampler_name=sampler, steps=10, denoise=denoise), np.delete(whole, -2)[-11:])
+    whole = ours(steps=11, denoise=11 / (int(10 / denoise) + 1))
+    agree(run(sampler_name=sampler, steps=10, denoise=denoise), np.delete(whole, -2))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc"])
@@ -232,11 +233,42 @@ def test_basic_scheduler(klein, run_node, custom_run, ours, patched, advanced):
     assert torch.equal(sigmas, before)
 
 
-def test_split_sigmas(klein, run_node, custom_run, ours):
+@pytest.mark.parametrize("advanced", [False, True])
+def test_split_sigmas(klein, run_node, custom_run, ours, advanced):
     sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=9, denoise=1.0)[0]
-    for part in run_node("SplitSigmas", sigmas=sigmas, step=4):
-        start = sigmas.tolist().index(part[0])
-        agree(custom_run(part), ours(steps=9)[start : start + len(part)])
+    first, rest = run_node("SplitSigmas", sigmas=sigmas, step=4)
+    agree(custom_run(first, advanced=advanced), ours(steps=9)[:5])
+    # The second sampler goes on where the first has stopped, and so adds no noise.
+    agree(custom_run(rest, advanced=advanced, add_noise=False), ours(steps=9)[4:])
+
+
+@pytest.mark.parametrize("advanced", [False, True])
+def test_the_end_of_split_sigmas_with_noise_is_a_denoise(klein, run_node, custom_run, ours, advanced):
+    sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=100, denoise=1.0)[0]
+    end = run_node("SplitSigmas", sigmas=sigmas, step=80)[1]
+    agree(custom_run(end, advanced=advanced), ours(steps=20, denoise=0.2))
+
+
+class TestStrengthOfADenoise:
+    """mu is that of the steps that are asked for, as in diffusers, and not of the longer schedule behind them."""
+
+    @pytest.mark.parametrize("denoise", [0.05, 0.2, 0.5, 0.99])
+    @pytest.mark.parametrize("steps", [1, 4, 20, 50, 100])
+    def test_ksampler(self, run, ours, denoise, steps):
+        sigmas = run(steps=steps, denoise=denoise)
+        mu = compute_empirical_mu(4096, steps)
+        agree(sigmas[0], shifted(steps / int(steps / denoise), mu))
+        agree(sigmas, ours(steps=steps, denoise=denoise))
+
+    @pytest.mark.parametrize("advanced", [False, True])
+    @pytest.mark.parametrize("steps", [4, 100])
+    def test_basic_scheduler(self, klein, run_node, custom_run, ours, steps, advanced):
+        sigmas = run_node("BasicScheduler", model=klein, scheduler="simple", steps=steps, denoise=0.2)[0]
+        agree(custom_run(sigmas, advanced=advanced), ours(steps=steps, denoise=0.2))
+
+    def test_the_last_steps_of_ksampler_advanced_are_those_of_the_whole(self, run, ours):
+        piece = dict(add_noise="enable", start_at_step=80, end_at_step=10000, return_with_leftover_noise="disable")
+        agree(run("KSamplerAdvanced", steps=100, **piece), ours(steps=100)[80:])
 
 
 @pytest.mark.parametrize("advanced", [False, True])
@@ -277,31 +309,161 @@ def test_pieces_of_what_klein_scheduler_made_stay(run_node, custom_run, ours, st
         assert torch.equal(custom_run(part), part)
 
 
-def test_sigmas_that_rise_stay(klein, run_node, custom_run):
-    sigmas = run_node(
-        "FlipSigmas", sigmas=run_node("BasicScheduler", model=klein, scheduler="simple", steps=5, denoise=1.0)[0]
-    )[0]
-    assert torch.equal(custom_run(sigmas), sigmas)
+@pytest.mark.parametrize("denoise", [0.6, 1.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_flipped_sigmas_are_the_reverse_of_the_falling_ones(klein, run_node, custom_run, scheduler, denoise):
+    sigmas = run_node("BasicScheduler", model=klein, scheduler=scheduler, steps=6, denoise=denoise)[0]
+    flipped = run_node("FlipSigmas", sigmas=sigmas)[0]
+    before = flipped.clone()
+    # Neither run adds noise: the first makes it of a picture, the second a picture of it.
+    there, back = (custom_run(part, add_noise=False) for part in (flipped, sigmas))
+    assert torch.equal(there, run_node("FlipSigmas", sigmas=back)[0])
+    assert torch.equal(there, flipped) == (scheduler == "linear_quadratic")
+    assert torch.equal(flipped, before)
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        ("ModelSamplingFlux", dict(max_shift=1.15, base_shift=0.5, width=1024, height=512)),
-        ("ModelSamplingSD3", dict(shift=3.0)),
-        ("KleinKitDynamicShift", {"shift": {"shift": "fixed", "mu": 0.3}}),
-    ],
-    ids=lambda node: node[0],
+@pytest.mark.parametrize("denoise", [0.6, 1.0])
+def test_flipped_sigmas_of_klein_scheduler_stay(run_node, custom_run, ours, denoise):
+    sigmas = run_node("FlipSigmas", sigmas=ours(steps=6, denoise=denoise))[0]
+    assert torch.equal(custom_run(sigmas, add_noise=False), sigmas)
+
+
+EARLIER = (
+    ("ModelSamplingFlux", dict(max_shift=1.15, base_shift=0.5, width=1024, height=512)),
+    ("ModelSamplingSD3", dict(shift=3.0)),
+    ("ModelSamplingSD3", dict(shift=0.0)),
+    ("ModelSamplingAuraFlow", dict(shift=1.73)),
+    ("KleinKitDynamicShift", {"shift": {"shift": "fixed", "mu": 0.3}}),
 )
+# 1024×512 has 2048 tokens: mu lies on the line through 0.5 at 256 and 1.15 at 4096.
+MUS = {"ModelSamplingFlux": 0.5 + (1.15 - 0.5) * (2048 - 256) / (4096 - 256), "ModelSamplingSD3": math.log(3.0)}
+
+
+@pytest.mark.parametrize("before", EARLIER, ids=lambda node: node[0])
 def test_an_earlier_shift_does_not_count(run, before):
     agree(run("KSampler", before, FLUX2), run())
+
+
+@pytest.mark.parametrize("before", EARLIER, ids=lambda node: node[0])
+def test_an_earlier_sampling_is_undone(klein, run_node, before):
+    wanted = picture(run_node, with_nodes(run_node, klein, FLUX2))
+    assert torch.equal(picture(run_node, with_nodes(run_node, klein, before, FLUX2)), wanted)
+
+
+@pytest.mark.parametrize("before", EARLIER[:2], ids=lambda node: node[0])
+def test_sigmas_made_with_an_earlier_shift_get_mu_too(klein, run_node, custom_run, ours, before):
+    for scheduler in ("simple", "normal"):
+        model = with_nodes(run_node, klein, before)
+        sigmas = run_node("BasicScheduler", model=model, scheduler=scheduler, steps=8, denoise=1.0)[0]
+        given = custom_run(sigmas, before, FLUX2)
+        agree(
+            given, ours(steps=8) if scheduler == "simple" else shifted(sigmas, compute_empirical_mu(4096, 8) - MUS[before[0]])
+        )
 
 
 def test_a_later_model_sampling_wins_and_says_so(run, caplog):
     after = ("ModelSamplingFlux", dict(max_shift=1.15, base_shift=0.5, width=1024, height=1024))
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run("KSampler", FLUX2, after), run("KSampler", after))
-    assert [record for record in caplog.records if "KleinKitDynamicShift" in record.getMessage()]
+    assert [record for record in caplog.records if record.getMessage().startswith("Klein Dynamic Shift: A later node")]
+
+
+@pytest.fixture
+def said(caplog):
+    """What the node says of a run."""
+
+    def of(run, *args, **changes):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(*args, **changes)
+        texts = [record.getMessage() for record in caplog.records]
+        return [text for text in texts if text.startswith("Klein Dynamic Shift: ")]
+
+    return of
+
+
+def test_the_log_says_what_mu_was_used(said, run):
+    assert said(run, steps=4) == ["Klein Dynamic Shift: mu 2.2912 for 4096 tokens and 4 steps."]
+
+
+def test_the_log_says_that_sigmas_were_not_made_by_a_scheduler(said, custom_run, ours):
+    assert said(custom_run, ours()) == [
+        "Klein Dynamic Shift: These sigmas were not made by a KSampler scheduler with the model's default shift; "
+        "they are used unchanged."
+    ]
+
+
+def test_the_log_names_a_scheduler_that_does_not_follow_a_shift(said, run):
+    sentence = "Klein Dynamic Shift: The scheduler {} does not follow a shift; its sigmas are used unchanged."
+    assert said(run, scheduler="linear_quadratic") == [sentence.format("linear_quadratic")]
+
+
+def test_the_same_of_another_pack_s_scheduler(said, klein, run, monkeypatch):
+    """As RES4LYF's bong_tangent, which it adds to KSampler's list."""
+    import comfy.samplers
+
+    def tangent(sampling, steps):
+        return torch.cat([torch.linspace(1.0, 0.1, steps) ** 2, torch.zeros(1)])
+
+    monkeypatch.setitem(comfy.samplers.SCHEDULER_HANDLERS, "tangent", comfy.samplers.SchedulerHandler(tangent))
+    monkeypatch.setattr(comfy.samplers.KSampler, "SCHEDULERS", [*SCHEDULERS, "tangent"])
+    assert torch.equal(run(scheduler="tangent", steps=7), tangent(None, 7))
+    assert "The scheduler tangent does not follow a shift" in said(run, scheduler="tangent", steps=7)[0]
+
+
+class TestMoreThan200Steps:
+    """flux2 was fitted to at most 200 steps."""
+
+    def test_one_warning(self, said, run):
+        [_, warning] = said(run, steps=300)
+        assert warning == (
+            "Klein Dynamic Shift: shift flux2 was made for at most 200 steps. At 300 steps its mu is 0.57, which is of "
+            "no use. Choose flux2_continuous: it keeps the mu of 200 steps."
+        )
+
+    @pytest.mark.parametrize(
+        "changes", [{"steps": 200}, {"steps": 300, "width": 2048}, {"steps": 100, "denoise": 0.2}], ids=str
+    )
+    def test_no_warning(self, said, run, changes):
+        assert len(said(run, **changes)) == 1
+
+    def test_flux2_continuous_keeps_the_mu_of_200(self, said, run):
+        node = ("KleinKitDynamicShift", {"shift": {"shift": "flux2_continuous"}})
+        [sentence] = said(run, "KSampler", node, steps=1000)
+        assert f"mu {compute_empirical_mu(4096, 200):.4f} for 4096 tokens and 1000 steps." in sentence
+
+
+class TestWhatASearchCosts:
+    """How often the schedulers are asked, each for a number of steps."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        import comfy.samplers
+
+        calls, calculate = [], comfy.samplers.calculate_sigmas
+
+        def count(sampling, name, steps):
+            calls.append((name, steps))
+            return calculate(sampling, name, steps)
+
+        monkeypatch.setattr(comfy.samplers, "calculate_sigmas", count)
+        return calls
+
+    @pytest.mark.parametrize("steps", [2, 4, 20, 200, 1000])
+    def test_unknown_sigmas(self, custom_run, asked, steps):
+        custom_run(torch.linspace(1.0, 0.0, steps + 1) ** 1.5)
+        assert len(asked) == len(set(asked)) and len(asked) <= 6 * len(SCHEDULERS)
+
+    def test_above_1000_steps_none_is_asked(self, custom_run, said, asked):
+        sigmas = torch.linspace(1.0, 0.0, 10001) ** 1.5
+        assert said(custom_run, sigmas) == [
+            "Klein Dynamic Shift: A run of more than 1000 steps is not shifted; its sigmas are used unchanged."
+        ]
+        assert asked == []
+
+    def test_simple_is_asked_once_by_ksampler_once_by_us_and_once_to_see_whether_it_bends(self, run, asked):
+        run(steps=20)
+        assert asked == [("simple", 20)] * 3
 
 
 def test_two_models_of_one_loader(klein, run_node, ours):
@@ -424,18 +586,10 @@ def test_a_model_that_is_not_flux2(comfy, run_node):
         with_nodes(run_node, flux1, FLUX2)
 
 
-@pytest.mark.parametrize(
-    "node, sentence",
-    [
-        (("ModelSamplingContinuousEDM", dict(sampling="edm", sigma_max=80.0, sigma_min=0.002)), "with flow sampling"),
-        (("ModelSamplingSD3", dict(shift=0.0)), "a shift above 0.0, but got 0.0"),
-    ],
-    ids=lambda value: value[0],
-)
-def test_a_sampling_without_a_shift(klein, run_node, node, sentence):
-    with pytest.raises(ValueError, match="^Klein Dynamic Shift: Expected `model` to be ") as error:
-        with_nodes(run_node, klein, node, FLUX2)
-    assert sentence in str(error.value)
+def test_a_sampling_without_a_shift(klein, run_node):
+    edm = ("ModelSamplingContinuousEDM", dict(sampling="edm", sigma_max=80.0, sigma_min=0.002))
+    with pytest.raises(ValueError, match="^Klein Dynamic Shift: Expected `model` to be a model with flow sampling"):
+        with_nodes(run_node, klein, edm, FLUX2)
 
 
 def test_a_latent_of_another_model(klein, run_node):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from sigmas import scheduler_inputs
+from kleinkit.nano.in_comfyui import random_klein
+from sigmas import ksampler_inputs, recorder, scheduler_inputs
 
 LIMIT = 1e-6
 SHIFTS = [
@@ -28,7 +29,21 @@ def agree(given, wanted):
 
 
 @pytest.mark.parametrize(
-    "width, height", [(16, 16), (512, 768), (1024, 1024), (1040, 1024), (1088, 1024), (2048, 1536), (4096, 4096)]
+    "width, height",
+    [
+        (16, 16),
+        (512, 768),
+        (1024, 1024),
+        (1040, 1024),
+        (1088, 1024),
+        (2048, 1536),
+        (4096, 4096),
+        (591, 1773),
+        (1000, 1000),
+        (17, 16),
+        (1023, 1025),
+        (1049, 1049),
+    ],
 )
 def test_flux2_scheduler(klein, run_node, width, height):
     for steps in (1, 2, 4, 20, 50, 128):
@@ -48,8 +63,16 @@ def test_linear_quadratic(klein):
 
 @pytest.mark.parametrize("denoise", [0.05, 0.3, 0.5, 1.0])
 def test_denoise_as_basic_scheduler_cuts(klein, run_node, denoise):
-    whole = run_node("Flux2Scheduler", steps=int(8 / denoise), width=1024, height=1024)[0]
-    agree(klein(steps=8, denoise=denoise)[0], whole[-9:])
+    from comfy_extras.nodes_flux import compute_empirical_mu, generalized_time_snr_shift
+
+    even = torch.linspace(1, 0, int(8 / denoise) + 1)
+    agree(klein(steps=8, denoise=denoise)[0], generalized_time_snr_shift(even, compute_empirical_mu(4096, 8), 1.0)[-9:])
+
+
+@pytest.mark.parametrize("mode", ["ksampler", "strength", "sigma"])
+@pytest.mark.parametrize("steps", [4, 20, 50, 100])
+def test_mu_is_that_of_the_steps_at_every_denoise(klein, mode, steps):
+    assert klein(steps=steps, denoise=0.2, denoise_mode=mode)[1] == klein(steps=steps)[1]
 
 
 @pytest.mark.parametrize("mode", ["ksampler", "strength", "sigma"])
@@ -69,6 +92,50 @@ def test_the_size_of_the_latent_wins(klein, batch, rows, columns):
 def test_the_latent_of_comfyui(klein, run_node):
     latent = run_node("EmptyFlux2LatentImage", width=1248, height=832, batch_size=2)[0]
     assert torch.equal(klein(latent=latent)[0], klein(width=1248, height=832)[0])
+
+
+def test_with_a_latent_the_size_is_not_looked_at(klein, run_node):
+    latent = run_node("EmptyFlux2LatentImage", width=1248, height=832, batch_size=1)[0]
+    for size in (591, 1000, 0, -5, 10**6, None):
+        assert torch.equal(klein(width=size, height=size, latent=latent)[0], klein(width=1248, height=832)[0])
+
+
+class TestEmptyLatentsOfOtherModels:
+    """ComfyUI's samplers adapt them, where the node that makes one says its scale."""
+
+    @pytest.mark.parametrize("node", ["EmptyLatentImage", "EmptySD3LatentImage"])
+    @pytest.mark.parametrize("width, height", [(1024, 1024), (1000, 600), (1248, 832), (16, 24)])
+    def test_tokens_of_what_is_sampled(self, klein, run_node, node, width, height):
+        latent = run_node(node, width=width, height=height, batch_size=2)[0]
+        rows, columns = self.sampled(run_node, latent).shape[2:]
+        wanted = klein(latent={"samples": torch.zeros(1, 128, rows, columns)})
+        given = klein(latent=latent)
+        assert torch.equal(given[0], wanted[0]) and given[1] == wanted[1]
+
+    def sampled(self, run_node, latent):
+        """What KSampler makes of a latent; the run itself is left out."""
+        model, _ = recorder(random_klein())
+        inputs = {**ksampler_inputs(192), "latent_image": latent}
+        return run_node("KSampler", model=model, **inputs)[0]["samples"]
+
+    def test_a_picture_is_not_adapted(self, klein, run_node):
+        latent = run_node("EmptyLatentImage", width=512, height=512, batch_size=1)[0]
+        latent["samples"] += 1.0
+        with pytest.raises(ValueError, match="It looks like a latent of Stable Diffusion 1.5 or SDXL"):
+            klein(latent=latent)
+
+
+def test_more_steps_than_flux2_was_fitted_to(klein, caplog):
+    klein(steps=200)
+    klein(steps=1000, shift={"shift": "flux2_continuous"})
+    klein(steps=100, denoise=0.1)
+    assert caplog.messages == []
+    klein(steps=1000)
+    [sentence] = caplog.messages
+    assert sentence == (
+        "Klein Scheduler: shift flux2 was made for at most 200 steps. At 1000 steps its mu is -3.51, which is of no use. "
+        "Choose flux2_continuous: it keeps the mu of 200 steps."
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +172,7 @@ def test_every_size_and_step_count_that_comfyui_allows(klein, shift, spacing):
     "changes, sentence",
     [
         ({"steps": 0}, "`steps` to be a whole number between 1 and 10000, but got 0."),
-        ({"width": 1000}, "`width` to be a multiple of 16, but got 1000."),
+        ({"width": 8}, "`width` to be a whole number between 16 and 16384, but got 8."),
         ({"height": 32768}, "`height` to be a whole number between 16 and 16384, but got 32768."),
         ({"denoise": 1.5}, "`denoise` to be a number between 0.0 and 1.0, but got 1.5."),
         ({"denoise": 1e-6}, "`denoise` to be 0.0, or between 0.0001 and 1.0, but got 1e-06."),

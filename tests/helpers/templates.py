@@ -1,4 +1,6 @@
-"""ComfyUI's own Klein templates as prompts: small, few steps, on the nano family under the official names."""
+"""ComfyUI's own Klein templates as prompts: on the nano family under the official names, all links and widgets as they
+are but for the numbers that say how large the picture is and how many steps it takes.
+"""
 
 import os
 from pathlib import Path
@@ -20,7 +22,7 @@ LOADERS = {
 SMALL = {
     "PrimitiveInt": {"value": 64},
     "EmptyFlux2LatentImage": {"width": 64, "height": 64},
-    "ImageScaleToTotalPixels": {"megapixels": 0.01, "resolution_steps": 16},
+    "ImageScaleToTotalPixels": {"megapixels": 0.01},
     "Flux2Scheduler": {"steps": 2},
 }
 # Ends of the links of a subgraph that lie outside it.
@@ -114,4 +116,7 @@ def install(prompt, base, comfyui):
             role = {"text_encoders": "text_encoder", "vae": "vae"}.get(folder, "base" if "base" in file else "distilled")
             os.link(family[role], family[role].with_name(file))
     for node in of_type(prompt, "LoadImage").values():
-        Image.linear_gradient("L").convert("RGB").save(base / "input" / node["inputs"]["image"])
+        # Scaled to 150×70: as of a photo, no side is a multiple of 16. (ComfyUI's TAEF2 crops to multiples of 8, which
+        # here are multiples of 16 too, as it needs them.)
+        picture = Image.linear_gradient("L").convert("RGB").resize((591, 276))
+        picture.save(base / "input" / node["inputs"]["image"])

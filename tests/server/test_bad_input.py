@@ -27,8 +27,8 @@ def inputs_of(prompt, node):
     "node, name, given, fits",
     [
         ("KleinKitScheduler", "steps", 0, "min of 1"),
-        ("KleinKitScheduler", "width", 500, "a multiple of 16"),
-        ("KleinKitScheduler", "height", 500, "a multiple of 16"),
+        ("KleinKitScheduler", "width", 8, "min of 16"),
+        ("KleinKitScheduler", "height", 20000, "max of 16384"),
         ("KleinKitScheduler", "denoise", 1.5, "max of 1.0"),
         ("KleinKitSkipLayerGuidance", "single_layers", "4", "0 to 3"),
         ("KleinKitSkipLayerGuidance", "double_layers", "0-2", "0 to 1"),

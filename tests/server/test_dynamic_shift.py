@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.harness import server as api
 from PIL import Image
 
@@ -94,7 +95,7 @@ def test_queued_again_with_the_same_pixels(server, picture):
 def test_sigmas_of_klein_scheduler_are_not_shifted_twice(picture):
     both = {**CUSTOM, "sampler": ("SamplerCustom", {**CUSTOM["sampler"][1], "model": ["dynamic", 0]})}
     ours, log = picture(both)
-    assert "stay as they are" in log
+    assert "they are used unchanged" in log
     assert np.array_equal(ours, picture(CUSTOM)[0])
 
 
@@ -128,6 +129,43 @@ def test_no_such_shift(server, node, inputs, shift):
         },
     )
     assert outcome.outputs == {}
-    for sentence in api.sentences(outcome.error):
-        assert sentence.startswith(f"{node}: ")
-        assert "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none" in sentence
+    [sentence] = api.sentences(outcome.error)
+    assert sentence.startswith(f"{node}: ")
+    assert "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none" in sentence
+
+
+SIGMAS = {**CUSTOM["sigmas"][1], "shift": "flux2"}
+for name in ("shift.base_shift", "shift.max_shift", "latent"):
+    del SIGMAS[name]
+
+
+def mu_of(server, latent=None, **changes):
+    """What a prompt with Klein Scheduler alone says: mu, or the error."""
+    prompt = {
+        "sigmas": {"class_type": "KleinKitScheduler", "inputs": {**SIGMAS, **changes}},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["sigmas", 1]}},
+    }
+    if latent:
+        prompt["latent"] = {"class_type": "EmptyFlux2LatentImage", "inputs": latent}
+        prompt["sigmas"]["inputs"]["latent"] = ["latent", 0]
+    outcome = api.queue(server, prompt)
+    return float(outcome.outputs["show"]["text"][0]) if outcome.error is None else api.sentences(outcome.error)
+
+
+@pytest.mark.parametrize("width, height", [(591, 1773), (1000, 1000), (1023, 1025)])
+def test_sizes_that_flux2_scheduler_takes(server, width, height):
+    assert mu_of(server, width=width, height=height) == pytest.approx(compute_empirical_mu(round(width * height / 256), STEPS))
+    latent = dict(width=512, height=512, batch_size=1)
+    assert mu_of(server, latent, width=width, height=height) == pytest.approx(compute_empirical_mu(1024, STEPS))
+
+
+@pytest.mark.parametrize("name, value", [("width", 8), ("height", 20000)])
+def test_a_size_that_does_not_fit_is_said_once_at_its_input(server, name, value):
+    [sentence] = mu_of(server, **{name: value})
+    assert sentence.startswith("KleinKitScheduler: Value ") and sentence.endswith(f": {name}")
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.0])
+def test_a_terminal_that_does_not_fit_is_said_once(server, value):
+    [sentence] = mu_of(server, terminal=value)
+    assert f"Expected `terminal` to be a number between 0.0 and 0.99, but got {value}." in sentence

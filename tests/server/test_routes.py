@@ -17,7 +17,7 @@ def test_it_is_the_schedule_of_diffusers(post, path):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 50, 50), mu=mu)
     assert status == 200
-    assert set(answer) == {"sigmas", "mu", "step_sizes", "start", "static_sigmas", "static_mu"}
+    assert set(answer) == {"sigmas", "mu", "tokens", "step_sizes", "start", "static_sigmas", "static_mu"}
     np.testing.assert_allclose(answer["sigmas"], scheduler.sigmas, atol=1e-6)
     np.testing.assert_allclose(answer["step_sizes"], -np.diff(scheduler.sigmas), atol=1e-6)
     assert answer["mu"] == pytest.approx(mu) and answer["start"] == 1.0
@@ -73,6 +73,13 @@ def test_it_agrees_with_the_node_in_the_queue(server, post, settings):
     np.testing.assert_allclose(shown, answer["sigmas"], atol=1e-4)
 
 
+@pytest.mark.parametrize("width, height, tokens", [(1024, 1024, 4096), (591, 1773, 4093), (1000, 1000, 3906), (16, 16, 1)])
+def test_it_says_how_many_tokens_the_size_has(post, width, height, tokens):
+    status, answer = post({"steps": 4, "width": width, "height": height})
+    assert status == 200 and answer["tokens"] == tokens
+    assert answer["mu"] == pytest.approx(compute_empirical_mu(tokens, 4))
+
+
 def test_denoise_of_nothing(post):
     answer = post({"denoise": 0.0})[1]
     assert (answer["sigmas"], answer["step_sizes"], answer["start"], answer["static_sigmas"]) == ([], [], 0.0, [])
@@ -94,7 +101,7 @@ def test_the_most_steps(post):
         ({"steps": "20"}, "Expected `steps` to be a whole number between 1 and 10000, but got '20'."),
         ({"steps": None}, "Expected `steps` to be a whole number between 1 and 10000, but got None."),
         ({"width": [1024]}, "Expected `width` to be a whole number between 16 and 16384, but got [1024]."),
-        ({"width": 1001}, "Expected `width` to be a multiple of 16, but got 1001."),
+        ({"width": 15}, "Expected `width` to be a whole number between 16 and 16384, but got 15."),
         ({"height": -16}, "Expected `height` to be a whole number between 16 and 16384, but got -16."),
         ({"denoise": float("nan")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got nan."),
         ({"denoise": float("inf")}, "Expected `denoise` to be a number between 0.0 and 1.0, but got inf."),

@@ -13,8 +13,6 @@ LOADER = dict(
     text_encoder="auto", vae="auto", variant="auto", weight_dtype="default", distilled_cfg="ignore", trim_text_encoder=True
 )
 SCHEDULER = {
-    "width": 1024,
-    "height": 1024,
     "denoise": 1.0,
     "denoise_mode": "ksampler",
     "spacing": "uniform",
@@ -76,8 +74,11 @@ def with_pack(bare_server, prompt, tmp_path_factory, comfyui):
         yield server
 
 
-def with_kleinkit(prompt, *rules):
-    """A prompt with KleinKit's loader and scheduler in the places of ComfyUI's, and with rules on every model."""
+def with_kleinkit(prompt, *rules, latent=False):
+    """A prompt with KleinKit's loader and scheduler in the places of ComfyUI's, and with rules on every model.
+
+    The scheduler has the links and widgets of ComfyUI's; with `latent` also the latent that is sampled.
+    """
     swapped, moved = {}, {}
     for number, node in prompt.items():
         kind, inputs, loader = node["class_type"], node["inputs"], f"{number.rpartition(':')[0]}:loader"
@@ -88,13 +89,13 @@ def with_kleinkit(prompt, *rules):
         if kind == "UNETLoader":
             swapped[loader] = {"class_type": "KleinKitLoader", "inputs": {**LOADER, "diffusion_model": inputs["unet_name"]}}
         elif kind == "Flux2Scheduler":
-            swapped[number] = {"class_type": "KleinKitScheduler", "inputs": {**SCHEDULER, "steps": inputs["steps"]}}
+            swapped[number] = {"class_type": "KleinKitScheduler", "inputs": {**SCHEDULER, **inputs}}
         elif kind == "CFGGuider":
             for place, (rule, settings) in enumerate(rules):
                 swapped[f"{number}:{place}"] = {"class_type": rule, "inputs": {**settings, "model": inputs["model"]}}
                 inputs = {**inputs, "model": [f"{number}:{place}", 0]}
             swapped[number]["inputs"] = inputs
-    for node in of_type(prompt, "SamplerCustomAdvanced").values():
+    for node in of_type(prompt, "SamplerCustomAdvanced").values() if latent else ():
         swapped[node["inputs"]["sigmas"][0]]["inputs"]["latent"] = node["inputs"]["latent_image"]
     for node in swapped.values():
         for name, value in node["inputs"].items():
@@ -108,11 +109,27 @@ def test_latents_are_equal_with_the_pack_installed(prompt, latents, with_pack):
     assert unequal(latents, run(with_pack, prompt)) == []
 
 
+def test_the_templates_feed_sizes_that_photos_have(prompt, bare_server):
+    """Else the next test would not see a scheduler that refuses them."""
+    linked = [
+        node["inputs"] for node in of_type(prompt, "Flux2Scheduler").values() if isinstance(node["inputs"]["width"], list)
+    ]
+    sources = {prompt[inputs[side][0]]["class_type"] for inputs in linked for side in ("width", "height")}
+    assert "GetImageSize" in sources
+    show = {
+        str(number): {"class_type": "PreviewAny", "inputs": {"source": inputs["width"]}} for number, inputs in enumerate(linked)
+    }
+    outcome = api.queue(bare_server, {**prompt, **show})
+    assert outcome.error is None, api.sentences(outcome.error)
+    widths = {int(text) for number in show for text in outcome.outputs[number]["text"]}
+    assert any(width % 16 for width in widths)
+
+
 def test_kleinkit_s_loader_and_scheduler_are_worth_comfyui_s(prompt, latents, with_pack):
     assert unequal(latents, run(with_pack, with_kleinkit(prompt)), 1e-4) == []
 
 
 def test_guidance_runs_in_every_template(prompt, latents, with_pack):
-    guided = run(with_pack, with_kleinkit(prompt, SKIP, RENORM))
+    guided = run(with_pack, with_kleinkit(prompt, SKIP, RENORM, latent=True))
     assert all(torch.isfinite(latent).all() for latent in guided.values())
     assert unequal(latents, guided, 1e-3) == [*latents]

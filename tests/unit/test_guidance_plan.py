@@ -74,6 +74,10 @@ class TestSchedules:
         assert steps[-1].passes == ("uncond",)
         assert [step.cfg for step in plan((CFG(Curve((2.0, 3.0))),), sigmas(1), 7.0)] == [2.0]
 
+    @pytest.mark.parametrize("text", ["5, 3, 0", "5,3,0,", " 5 , 3,, 0 , "])
+    def test_a_curve_takes_the_commas_that_layers_take(self, text):
+        assert Curve.parse(text) == Curve((5.0, 3.0, 0.0))
+
     def test_a_step_of_a_curve_reads_two_scales_however_many_there_are(self):
         reads = []
 
@@ -241,6 +245,7 @@ class TestLayers:
         (lambda: Skip("late", 1.5), "`guided_ratio`"),
         (lambda: Diminishing(0.0), "`cutoff`"),
         (lambda: Curve.parse(""), "`scales` to be numbers"),
+        (lambda: Curve.parse(" , "), "`scales` to be numbers"),
         (lambda: Curve.parse("5, x"), "`scales` to be numbers"),
         (lambda: Curve.parse("5, nan"), "`scales` to be numbers"),
         (lambda: Curve.parse("5, -1"), "`scales` to be numbers"),

@@ -1,13 +1,14 @@
 """What holds for every schedule."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from kleinkit.scheduler.mu import FLUX2_CONTINUOUS_TOKENS, SHIFTS
-from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS, Schedule, choose_shift, make, steps_made
+from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS, Schedule, choose_shift, make, picture_tokens, steps_made
 from kleinkit.scheduler.shift import time_shift
 from kleinkit.scheduler.spacing import SPACINGS
 
@@ -95,7 +96,7 @@ def test_the_shift_keeps_both_ends(mu):
     assert time_shift(0.0, mu) == 0.0 and time_shift(1.0, mu) == 1.0
 
 
-@given(ALL_STEPS, TOKENS)
+@given(st.integers(1, 200), TOKENS)
 def test_flux2_continuous_is_flux2_outside(steps, tokens):
     low, high = FLUX2_CONTINUOUS_TOKENS
     assume(not low < tokens < high)
@@ -105,11 +106,27 @@ def test_flux2_continuous_is_flux2_outside(steps, tokens):
 @given(ALL_STEPS, st.integers(*FLUX2_CONTINUOUS_TOKENS))
 def test_flux2_continuous_has_no_jump(steps, tokens):
     low, high = FLUX2_CONTINUOUS_TOKENS
-    mu, ends = SHIFTS["flux2_continuous"], [SHIFTS["flux2"](end, steps) for end in (low, high)]
+    mu, ends = SHIFTS["flux2_continuous"], [SHIFTS["flux2"](end, min(steps, 200)) for end in (low, high)]
     step = mu(tokens + 1, steps) - mu(tokens, steps)
     # A straight line between the ends, and the formula's own slope above.
     assert abs(step) <= abs(ends[1] - ends[0]) / (high - low) + 2e-4
     assert min(ends) - 1e-9 <= mu(tokens, steps) <= max(ends) + 1e-9
+
+
+@given(st.integers(200, LIMITS["steps"][1]), TOKENS)
+def test_flux2_continuous_above_200_steps_is_that_of_200(steps, tokens):
+    assert SHIFTS["flux2_continuous"](tokens, steps) == SHIFTS["flux2_continuous"](tokens, 200)
+
+
+@given(schedules(), TOKENS, st.floats(0.01, 1.0), st.sampled_from(DENOISE_MODES))
+def test_mu_does_not_depend_on_the_denoise(schedule, tokens, denoise, mode):
+    other = replace(schedule, denoise=denoise, denoise_mode=mode, terminal=0.0)
+    assert make(other, tokens)[1] == make(schedule, tokens)[1] == schedule.shift(tokens, schedule.steps)
+
+
+@given(st.integers(16, 16384), st.integers(16, 16384))
+def test_tokens_as_flux2_scheduler_counts_them(width, height):
+    assert picture_tokens(width, height) == round(width * height / (16 * 16)) > 0
 
 
 @given(st.integers(1, 100))

@@ -20,6 +20,51 @@ def test_a_scheduler_that_fails_at_other_step_counts_is_found(steps):
     assert np.array_equal(made, sigmas)
 
 
+@pytest.mark.parametrize("steps", (1, 4, 50, 1000))
+def test_no_scheduler_is_asked_twice_for_the_same_steps(steps):
+    asked = []
+
+    def schedule(name, steps):
+        asked.append((name, steps))
+        return np.linspace(1.0, 0.0, steps + 1, dtype=np.float32) ** 2
+
+    names = ("one", "two", "three")
+    sigmas = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+    sigmas[0] = 0.9
+    assert stock.find(sigmas, steps, names, schedule) is None
+    assert len(asked) == len(set(asked)) <= 6 * len(names)
+
+
+def test_the_number_of_steps_that_is_likely_is_asked_for_first():
+    asked = []
+
+    def schedule(name, steps):
+        asked.append((name, steps))
+        return picky(name, steps)
+
+    assert stock.find(picky("", 20), 20, ("picky", "other"), schedule)
+    assert asked == [("picky", 20)]
+
+
+@pytest.mark.parametrize("steps", (3, 10, 30, 999))
+def test_the_end_of_a_schedule_of_unknown_length(steps):
+    asked = []
+
+    def schedule(name, steps):
+        asked.append(steps)
+        return picky(name, steps)
+
+    end = picky("", steps)[-3:]
+    name, found, made, index = stock.find_end(end, ("picky",), schedule)
+    assert (name, found, index.tolist()) == ("picky", steps, [steps - 2, steps - 1, steps])
+    assert np.array_equal(made[index], end) and len(asked) <= 10
+    assert stock.find_end(end * np.float32(0.9), ("picky",), picky) is None
+
+
+def test_a_single_sigma():
+    assert stock.find(np.float32([0.5]), 0, ("picky",), picky) is None
+
+
 def test_a_scheduler_that_always_fails_is_left_out():
     def fails(name, steps):
         raise ValueError
