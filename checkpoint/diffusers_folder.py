@@ -52,7 +52,7 @@ def inspect_folder(folder: str | os.PathLike, values: Callable[[str], int | None
     return Folder(parts, says)
 
 
-def _json(path):
+def _json(path: Path) -> dict:
     try:
         with open(path, "rb") as file:
             text = file.read(LARGEST_JSON + 1)
@@ -68,7 +68,7 @@ def _json(path):
     return content
 
 
-def _shards(folder, stem):
+def _shards(folder: Path, stem: str) -> list[Path]:
     """The safetensors files of one model: those that its index names, or its only one."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.exists():

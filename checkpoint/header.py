@@ -5,9 +5,10 @@ import math
 import os
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import BinaryIO, TypeGuard
 
 # Bits of one element, by the format's dtype names (github.com/huggingface/safetensors, `Dtype`).
 BITS = {
@@ -136,16 +137,16 @@ def read_header(path: str | os.PathLike) -> Header:
     return Header(path, tensors, metadata, formats)
 
 
-def _bad(path, problem, kind=CheckpointError):
+def _bad(path: Path, problem: str, kind: type[CheckpointError] = CheckpointError) -> CheckpointError:
     return kind(f"{path.name} {problem} ({path}).")
 
 
-def _read(file, start, size):
+def _read(file: BinaryIO, start: int, size: int) -> bytes:
     file.seek(start)
     return file.read(size)
 
 
-def _parse(path, text, size):
+def _parse(path: Path, text: bytes, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`(tensors, metadata)` of a header's JSON, for a file with `size` bytes behind the header."""
     try:
         entries = json.loads(text)
@@ -175,7 +176,7 @@ def _parse(path, text, size):
     return tensors, metadata
 
 
-def _marked(tensors, read):
+def _marked(tensors: dict[str, Tensor], read: Callable[[Tensor], bytes]) -> dict[str, str]:
     """`{layer: format}` by ComfyUI's marks. Layers that are stored alike have the same format: one mark of each is read."""
     layers = {name.removesuffix(MARK): {} for name in tensors if name.endswith(MARK)}
     for name, tensor in tensors.items() if layers else ():
@@ -193,7 +194,7 @@ def _marked(tensors, read):
     return formats
 
 
-def _format(mark):
+def _format(mark: bytes) -> str | None:
     """The format that a mark of ComfyUI names, or None: ComfyUI says what is wrong with a damaged one."""
     try:
         name = json.loads(mark)["format"]
@@ -206,7 +207,7 @@ def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
     return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
 
 
-def _tensor(entry):
+def _tensor(entry: object) -> Tensor | None:
     """`Tensor` of one JSON entry, or None if it is not one."""
     if not isinstance(entry, dict):
         return None

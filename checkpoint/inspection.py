@@ -4,9 +4,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .header import CheckpointError, Header, Tensor, read_header
 
@@ -14,7 +15,7 @@ MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
 KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE, TAEF2 = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL", "FLUX.2's VAE", "TAEF2"
 
 # (double blocks, single blocks, hidden size): black-forest-labs' configurations.
-KLEIN_SIZES = {(5, 20, 3072): "4B", (8, 24, 4096): "9B"}
+KLEIN_SIZES: dict[tuple[int, ...], str] = {(5, 20, 3072): "4B", (8, 24, 4096): "9B"}
 # The first key that a file has names its architecture, as in ComfyUI's model_detection.py and sd.py.
 MODEL_KEYS = {
     "distilled_guidance_layer.norms.0.scale": "Chroma",
@@ -88,7 +89,7 @@ class Part:
     def size(self) -> str:
         """ "4B", "9B", or the shape of a Klein of another size."""
         shape = (*self.layers, self.width)
-        return KLEIN_SIZES.get(shape) or "{}+{} blocks of width {}".format(*shape)
+        return KLEIN_SIZES.get(shape, "{}+{} blocks of width {}".format(*shape))
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,14 @@ def inspect_taef2(encoder: str | os.PathLike, decoder: str | os.PathLike) -> Che
     return Checkpoint("taef2", (Path(encoder), Path(decoder)), tensors, {}, {VAE: part})
 
 
-def _part(tensors, formats, role, architecture, prefix, **found):
+def _part(tensors: dict[str, Tensor], formats: "Formats", role: str, architecture: str, prefix: str, **found: Any):
     mine = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     return Part(
         role, architecture, prefix, _weights(mine, formats), sum(tensor.end - tensor.begin for tensor in mine.values()), **found
     )
 
 
-def _first(tensors, names, prefixes):
+def _first(tensors: dict[str, Tensor], names: dict[str, str], prefixes: Iterable[str]):
     """(architecture, prefix) of the first of `names` that the file has under one of the prefixes."""
     for prefix in prefixes:
         for key, architecture in names.items():
@@ -187,7 +188,7 @@ def _first(tensors, names, prefixes):
     return None
 
 
-def _count(tensors, prefix):
+def _count(tensors: dict[str, Tensor], prefix: str):
     """How many different numbers follow the prefix: blocks, layers."""
     return len({key[len(prefix) :].split(".", 1)[0] for key in tensors if key.startswith(prefix)})
 
@@ -223,7 +224,7 @@ class Formats:
         return form if self.packs(form) else f"the unknown format {form}"
 
 
-def _looks_like(tensors, layer):
+def _looks_like(tensors: dict[str, Tensor], layer: str) -> str | None:
     """The format of a layer in which integers are stored, by what lies beside its weight, in files that do not say it."""
     weight = tensors[layer + ".weight"]
     beside = {key.rpartition(".")[2] for key in tensors if key.startswith(layer + ".")} - BESIDE
@@ -237,7 +238,7 @@ def _looks_like(tensors, layer):
     return None
 
 
-def _model(tensors, formats):
+def _model(tensors: dict[str, Tensor], formats: Formats):
     for prefix in ("", "model.diffusion_model."):
         for modulation, image, text, final, double, single in (
             (
@@ -257,8 +258,8 @@ def _model(tensors, formats):
                 "single_transformer_blocks.",
             ),
         ):
-            needed = [tensors.get(prefix + key) for key in (image, text, final)]
-            if prefix + modulation not in tensors or not all(tensor and len(tensor.shape) == 2 for tensor in needed):
+            needed = [tensors[prefix + key] for key in (image, text, final) if prefix + key in tensors]
+            if prefix + modulation not in tensors or [len(tensor.shape) for tensor in needed] != [2, 2, 2]:
                 continue
             guidance = ("guidance_in.", "time_guidance_embed.guidance_embedder.")
             dev = any(key.startswith(prefix + start) for key in tensors for start in guidance)
@@ -277,7 +278,7 @@ def _model(tensors, formats):
     return found and _part(tensors, formats, MODEL, *found)
 
 
-def _text_encoder(tensors, formats):
+def _text_encoder(tensors: dict[str, Tensor], formats: Formats):
     inside = re.compile(r"(text_encoders\.\w+\.transformer\.|\w+\.transformer\.)model\.")
     prefixes = ["", *sorted({match[1] for match in map(inside.match, tensors) if match})]
     found = _first(tensors, ENCODER_KEYS, prefixes)
@@ -297,7 +298,7 @@ def _text_encoder(tensors, formats):
     return _part(tensors, formats, TEXT_ENCODER, damaged + architecture, prefix)
 
 
-def _vae(tensors, formats):
+def _vae(tensors: dict[str, Tensor], formats: Formats):
     for prefix in ("", "vae.", "first_stage_model."):
         latent = tensors.get(prefix + "decoder.conv_in.weight")
         if latent is None or len(latent.shape) != 4:
@@ -339,13 +340,13 @@ def _weights(tensors: dict[str, Tensor], formats: Formats) -> str:
         return "fp8 scaled"
     if dtype not in ("I8", "U8"):
         return DTYPES.get(dtype, dtype)
-    looks = Counter(
+    looks: Counter[str | None] = Counter(
         _looks_like(tensors, key.removesuffix(".weight"))
         for key, tensor in tensors.items()
         if tensor.dtype == "I8" and key.endswith(".weight")
     )
     form = looks.most_common(1)[0][0] if looks else None
-    return MARKS.get(form, form) if form else f"an unknown format of {DTYPES.get(dtype, dtype)}"
+    return (MARKS.get(form) or form) if form else f"an unknown format of {DTYPES.get(dtype, dtype)}"
 
 
 def _in_metadata(header: Header) -> dict[str, str]:

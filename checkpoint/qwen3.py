@@ -68,7 +68,7 @@ def config(checkpoint: Checkpoint, *, trim: bool) -> dict[str, int | bool]:
         plain_key(key, part.prefix, trim=False): tensor.shape[0] for key, tensor in checkpoint.tensors.items() if tensor.shape
     }
 
-    def need(key, of=None):
+    def need(key: str, of: int | None = None) -> int:
         if key not in rows:
             raise CheckpointError(f"{checkpoint.name} is damaged: it has no {key}.")
         if of is not None and rows[key] != of:

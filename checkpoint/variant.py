@@ -47,7 +47,7 @@ def words_of(name: str) -> list[str]:
     return words
 
 
-def _glued(letters):
+def _glued(letters: str) -> list[str] | None:
     parts = GLUED.findall(letters.lower())
     return parts if "".join(parts) == letters.lower() else None
 

@@ -233,7 +233,7 @@ def fingerprint(diffusion_model: str | None, text_encoder: str | None, vae: str 
         return str(error)
 
 
-def _state_of_listed(role, name):
+def _state_of_listed(role: str, name: str) -> tuple[str, object]:
     try:
         return name, [file_state(file) for file in files_of(role, name)]
     except (CheckpointError, OSError) as error:
@@ -259,7 +259,7 @@ def missing(diffusion_model: str) -> str | None:
     return " ".join(sentences)
 
 
-def _usable(role, name):
+def _usable(role: str, name: str) -> bool:
     """Whether a listed file is a text encoder or a VAE of any Klein."""
     try:
         return pairing.usable(role, inspect_listed(role, name)[0][role])

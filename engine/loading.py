@@ -1,6 +1,7 @@
 """ComfyUI's MODEL, CLIP and VAE from checkpoints that were inspected before: no header is read again."""
 
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import comfy.memory_management
 import comfy.sd
@@ -112,19 +113,19 @@ def text_encoder_patcher(checkpoint: Checkpoint, trim: bool, disable_dynamic: bo
 def trimmed(model: type, tokenizer: type) -> tuple[type, type]:
     """The classes of a text encoder and its tokenizer, which refuse what needs the layers that were left out."""
 
-    def refuse(what):
+    def refuse(what: str) -> NoReturn:
         raise ValueError(
             f"Klein Loader: a trimmed text encoder cannot {what}, because that needs the layers that Klein never uses; "
             "turn `trim_text_encoder` off."
         )
 
     class TrimmedModel(model):
-        def generate(self, *args, **kwargs):
+        def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
             refuse("generate text")
 
     class TrimmedTokenizer(tokenizer):
         # ComfyUI asks a tokenizer for this only to save it with its text encoder: CLIPSave, CheckpointSave.
-        def state_dict(self):
+        def state_dict(self) -> NoReturn:
             refuse("be saved")
 
     return TrimmedModel, TrimmedTokenizer

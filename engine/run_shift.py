@@ -38,24 +38,26 @@ class PercentSigma(float):
         """The sigma of the percent in the run in progress; without one, the static sigma."""
         return float(self.sampling.percent_to_sigma(self.percent))
 
-    def __lt__(self, other):
+    def __lt__(self, other: Any) -> bool:
         return self.now() < other
 
-    def __le__(self, other):
+    def __le__(self, other: Any) -> bool:
         return self.now() <= other
 
-    def __gt__(self, other):
+    def __gt__(self, other: Any) -> bool:
         return self.now() > other
 
-    def __ge__(self, other):
+    def __ge__(self, other: Any) -> bool:
         return self.now() >= other
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> "PercentSigma":
         return self
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        def plain(value):
+    def __torch_function__(
+        cls, function: Callable, types: tuple[type, ...], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        def plain(value: Any) -> Any:
             return value.now() if isinstance(value, cls) else value
 
         return function(*map(plain, args), **{name: plain(value) for name, value in (kwargs or {}).items()})

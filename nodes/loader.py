@@ -1,6 +1,7 @@
 """The node that loads a Klein: its model, its text encoder and its VAE."""
 
 import logging
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -26,7 +27,7 @@ DISTILLED_CFG = "ignore", "allow"
 @names_itself
 class KleinKitLoader(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="KleinKitLoader",
             display_name="Klein Loader",
@@ -103,7 +104,7 @@ class KleinKitLoader(io.ComfyNode):
         text_encoder: str | None = None,
         vae: str | None = None,
         trim_text_encoder: bool | None = None,
-        **_,
+        **_: Any,
     ) -> str:
         return fingerprint(diffusion_model, text_encoder, vae, trim_text_encoder)
 

@@ -21,7 +21,7 @@ from ..scheduler.spacing import SPACINGS
 WRAPPER = "kleinkit_shift"
 
 
-def _number(id, default, step, tooltip):
+def _number(id: str, default: float, step: float, tooltip: str) -> io.Int.Input | io.Float.Input:
     low, high = LIMITS[id]
     kind = io.Int if isinstance(default, int) else io.Float
     return kind.Input(id, default=default, min=low, max=high, step=step, tooltip=tooltip)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -117,10 +118,10 @@ def make(schedule: Schedule, tokens: int) -> tuple[np.ndarray, float]:
     first = schedule.denoise if schedule.denoise_mode == "sigma" else 1.0
     even_first = time_shift(first, -mu)
 
-    def even(index):
+    def even(index: Any) -> Any:
         return even_first * (made - index) / made
 
-    def gap(index):
+    def gap(index: Any) -> Any:
         """How far a sigma is below the first. It is precise also where the sigma itself rounds to 1.0."""
         return time_shift(1.0 - even(index), -mu) - (1.0 - first)
 
@@ -132,7 +133,7 @@ def make(schedule: Schedule, tokens: int) -> tuple[np.ndarray, float]:
             raise expected("terminal", fits, schedule.terminal)
         stretch = (first - schedule.terminal) / widest
 
-    def stretched(index):
+    def stretched(index: Any) -> Any:
         return time_shift(even(index), mu) if stretch is None else first - gap(index) * stretch
 
     index = np.arange(kept_from, made)

@@ -12,7 +12,7 @@ BETA_ALPHA = BETA_BETA = 0.6
 LINEAR_QUADRATIC_THRESHOLD = 0.025
 
 
-def _ramp(index, steps):
+def _ramp(index: np.ndarray, steps: int) -> np.ndarray:
     return index / max(steps - 1, 1)
 
 

@@ -72,7 +72,7 @@ def find_end(sigmas: np.ndarray, names: Iterable[str], schedule: Scheduler) -> F
 
 
 def _or_none(schedule: Scheduler) -> Callable[[str, int], np.ndarray | None]:
-    def ask(name, steps):
+    def ask(name: str, steps: int) -> np.ndarray | None:
         try:
             return schedule(name, steps)
         except Exception:  # another pack's scheduler, asked for a number of steps that its user never chose

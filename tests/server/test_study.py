@@ -114,4 +114,4 @@ def test_a_report_of_a_sampler_without_the_probe(server):
     }
     prompt["report"] = {"class_type": "KleinKitReport", "inputs": dict(probe=["probe", 1], latent=["other", 0])}
     [sentence] = api.sentences(api.queue(server, prompt).error)
-    assert sentence.startswith("Klein Report: Expected `probe` to have records of the run that made `latent`, but got none")
+    assert sentence.startswith("KleinKitReport: Expected `probe` to have records of the run that made `latent`, but got none")

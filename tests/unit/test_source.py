@@ -34,8 +34,9 @@ HARMLESS = {
     "struct",
     "time",
     "typing",
+    "uuid",
 }
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "nodes", "server"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "nodes", "server"}
 IMPORTED_AS = {"PIL": "pillow"}
 OF_OS = {"os.path", "os.stat", "os.fstat"}
 NEVER = {"eval", "exec", "compile", "__import__", "breakpoint", "torch.load", "numpy.load", "np.load"}
