@@ -297,6 +297,7 @@ def probe(server):
         }"""
         )
         page.get_by_text("Job completed").wait_for(state="hidden")
+        page.locator(".kleinkit-figure path.line").first.wait_for(state="attached")
         picture = page.locator(f'[data-node-id="{node}"]').screenshot()
     shown = Image.open(io.BytesIO(picture)).convert("RGB")
     return shown.resize((WIDTH, round(shown.height * WIDTH / shown.width)), Image.Resampling.LANCZOS)
@@ -305,8 +306,9 @@ def probe(server):
 # Of other things than strips.
 OTHERS = {
     "KleinKitContactSheet": lambda server: last_of(server, "klein-guidance-study", WIDTH),
-    "KleinKitReport": lambda server: last_of(server, PROBED, REPORT_WIDTH),
+    # The first to run a workflow: what ComfyUI keeps is not drawn.
     "KleinKitProbe": probe,
+    "KleinKitReport": lambda server: last_of(server, PROBED, REPORT_WIDTH),
 }
 
 
