@@ -9,13 +9,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 PAGES = Path(__file__).resolve().parent.parent / "web" / "docs"
-# Twice what the editor's panel has room for, and few enough bytes to be there at once.
-WIDTH, COLOURS = 560, 64
+# Twice what the editor's panel has room for.
+WIDTH = 560
+MOST_BYTES, COLOURS = 40_000, (64, 32, 16)
 
 
-def save(picture: Image.Image, name: str, colours: int = COLOURS):
-    """Write a picture to web/docs as a PNG of few colours."""
-    picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(PAGES / f"{name}.png", optimize=True)
+def save(picture: Image.Image, name: str):
+    """Write a picture to web/docs as a PNG of as many colours as `MOST_BYTES` allow."""
+    path = PAGES / f"{name}.png"
+    for colours in COLOURS:
+        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= MOST_BYTES:
+            return
 
 
 def save_plots(plots: dict[str, Callable[[], Figure]]):

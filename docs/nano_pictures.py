@@ -7,7 +7,7 @@ import io
 import re
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +36,8 @@ PROBED = "klein-probe-and-report"
 REPORT_WIDTH = 900
 PAPER, INK = "#ffffff", "#222222"
 
+Node = tuple[str, dict[str, Any]]
+
 
 class Row(NamedTuple):
     """Pictures of one setting.
@@ -51,18 +53,18 @@ class Row(NamedTuple):
     """
 
     label: str
-    nodes: tuple = ()
+    nodes: tuple[Node, ...] = ()
     cfg: float = 4.0
     steps: int = STEPS
     loader: dict = {}
     scheduler: dict = {}
     static: bool = False
     source: bool = False
-    prompts: tuple = PROMPTS
+    prompts: tuple[str, ...] = PROMPTS
     seed: int = SEED
 
 
-def klein_cfg(schedule, **inputs):
+def klein_cfg(schedule: str, **inputs: Any) -> Node:
     return "KleinKitCFG", {
         "schedule": schedule,
         "unguided": "conditional",
@@ -70,11 +72,11 @@ def klein_cfg(schedule, **inputs):
     }
 
 
-def renorm(mode):
+def renorm(mode: str) -> Node:
     return "KleinKitRenorm", {"mode": mode, "strength": 1.0, "shrink_only": True}
 
 
-def adaptive(threshold):
+def adaptive(threshold: float) -> Node:
     return "KleinKitAdaptiveGuidance", {"threshold": threshold}
 
 
@@ -95,7 +97,7 @@ GUARDED = {"diffusion_model": DISTILLED}
 UNGUARDED = {**GUARDED, "distilled_cfg": "allow"}
 
 
-def half(mode):
+def half(mode: str) -> dict[str, Any]:
     return {"denoise": 0.5, "denoise_mode": mode}
 
 
@@ -157,7 +159,7 @@ PICTURES = {
 }
 
 
-def loader(**inputs):
+def loader(**inputs: Any) -> dict[str, Any]:
     defaults = {
         "diffusion_model": BASE,
         "text_encoder": "auto",
@@ -170,7 +172,7 @@ def loader(**inputs):
     return {"class_type": "KleinKitLoader", "inputs": defaults | inputs}
 
 
-def scheduler(steps, **inputs):
+def scheduler(steps: int, **inputs: Any) -> dict[str, Any]:
     defaults = {
         "steps": steps,
         "width": NANO_PIXELS,
@@ -184,7 +186,7 @@ def scheduler(steps, **inputs):
     return {"class_type": "KleinKitScheduler", "inputs": defaults | inputs}
 
 
-def sampler(model, cfg, positive, sigmas, latent, seed):
+def sampler(model: str, cfg: float, positive: str, sigmas: str, latent: str, seed: int) -> dict[str, Any]:
     return {
         "class_type": "SamplerCustom",
         "inputs": {
@@ -201,7 +203,7 @@ def sampler(model, cfg, positive, sigmas, latent, seed):
     }
 
 
-def prompt_of(row, text):
+def prompt_of(row: Row, text: str) -> dict[str, Any]:
     """One picture of a row, in ComfyUI's API format."""
     empty = {"width": NANO_PIXELS, "height": NANO_PIXELS, "batch_size": 1}
     prompt = {
@@ -235,7 +237,7 @@ def prompt_of(row, text):
     return prompt
 
 
-def drawn(server, row, text):
+def drawn(server: api.Server, row: Row, text: str) -> tuple[Image.Image, str | None]:
     """`(picture as 16×16 cells, passes)`; passes is None where the log names none."""
     outcome = api.queue(server, prompt_of(row, text), timeout=None)
     if outcome.error:
@@ -246,7 +248,7 @@ def drawn(server, row, text):
     return Image.fromarray(np.uint8(small * 255 + 0.5)), passes[-1] if passes else None
 
 
-def strip(rows):
+def strip(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
     """A sheet of rows `(label, pictures)`."""
     side = NANO_PIXELS // 8 * CELL
     columns = max(len(pictures) for _, pictures in rows)
@@ -262,7 +264,7 @@ def strip(rows):
     return sheet
 
 
-def strips(server, name):
+def strip_of(server: api.Server, name: str) -> Image.Image:
     """The sheet of a name of `PICTURES`."""
     rows = []
     for row in PICTURES[name]:
@@ -273,14 +275,14 @@ def strips(server, name):
     return strip(rows)
 
 
-def last_of(server, workflow, width):
+def last_of(server: api.Server, workflow: str, width: int) -> Image.Image:
     """The last picture of a workflow, no wider than `width`."""
     picture = run(server, workflow)[-1]
     picture.thumbnail((width, picture.height))
     return picture
 
 
-def probe(server):
+def probe(server: api.Server) -> Image.Image:
     """Klein Probe in the editor after a run."""
     with chromium() as browser:
         page, _ = open_editor(browser, server, Comfy__VueNodes__Enabled=True)
@@ -319,5 +321,5 @@ def main(arguments: list[str]) -> int:
         with_comfyui(Path(base)) as server,
     ):
         for name in arguments or (*PICTURES, *OTHERS):
-            save(OTHERS[name](server) if name in OTHERS else strips(server, name), name)
+            save(OTHERS[name](server) if name in OTHERS else strip_of(server, name), name)
     return 0
