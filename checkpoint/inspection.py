@@ -340,13 +340,13 @@ def _weights(tensors: dict[str, Tensor], formats: Formats) -> str:
         return "fp8 scaled"
     if dtype not in ("I8", "U8"):
         return DTYPES.get(dtype, dtype)
-    looks: Counter[str | None] = Counter(
-        _looks_like(tensors, key.removesuffix(".weight"))
+    looks = Counter(
+        _looks_like(tensors, key.removesuffix(".weight")) or ""
         for key, tensor in tensors.items()
         if tensor.dtype == "I8" and key.endswith(".weight")
     )
-    form = looks.most_common(1)[0][0] if looks else None
-    return (MARKS.get(form) or form) if form else f"an unknown format of {DTYPES.get(dtype, dtype)}"
+    form = looks.most_common(1)[0][0] if looks else ""
+    return MARKS.get(form, form) or f"an unknown format of {DTYPES.get(dtype, dtype)}"
 
 
 def _in_metadata(header: Header) -> dict[str, str]:

@@ -13,9 +13,6 @@ from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
 ASSETS = WORKFLOWS.parent / "assets"
 # What the README shows of a workflow, besides the first in the editor: its last picture.
 SHOWN = {"klein-guidance-study": "guidance-study", "klein-probe-and-report": "report"}
-# The last pictures of these are on help pages too, as they are.
-PAGES = WORKFLOWS.parent / "web" / "docs"
-EXPLAINED = {"klein-guidance-study": "KleinKitContactSheet", "klein-probe-and-report": "KleinKitReport"}
 # Of a thumbnail, and of a picture of the README.
 THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
 PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
@@ -101,8 +98,6 @@ def main(arguments):
     ):
         for name in names():
             pictures = run(server, name)
-            if name in EXPLAINED:
-                pictures[-1].save(PAGES / f"{EXPLAINED[name]}.png", optimize=True)
             save(side_by_side(pictures), WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)

@@ -339,14 +339,6 @@ def test_a_probe_draws_a_run_while_it_goes(page, server):
     assert steps == sorted(steps) and len(set(steps)) > 2
 
 
-def test_help_is_in_the_info_panel(page):
-    node = add_node(page, "KleinKitScheduler")
-    page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)
-    page.get_by_test_id("info-button").click()
-    expect(page.get_by_role("heading", name="What mu does")).to_be_visible()
-    page.get_by_role("button", name="Toggle properties panel").click()
-
-
 def switch(page, language):
     """Choose the editor's language, and look at the graph in it."""
     page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)

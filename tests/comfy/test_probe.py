@@ -317,9 +317,13 @@ class TestReport:
 
 
 def assert_as_documented(record, page):
-    """A report has the names of the table in its node's help page, and their types."""
-    table = page.read_text("utf-8").partition("\n## JSON\n")[2].partition("\n## ")[0]
-    rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \| ([^|]+) \|", table, re.MULTILINE))
+    """A report has the names that its node's help page lists, and their types."""
+    text = page.read_text("utf-8").partition("\n## JSON\n")[2].partition("\n## ")[0]
+    rows, prefix = {}, ""
+    for start, name, kind in re.findall(r"^(?:Each of `([\w.\[\]]+)`:|- `(\w+)`, ([^:]+): )", text, re.MULTILINE):
+        prefix = f"{start}." if start else prefix
+        if name:
+            rows[prefix + name] = kind
     kinds = {"number": (int, float), "integer": int, "text": str, "list": list, "null": type(None)}
     found = set()
 

@@ -1,0 +1,325 @@
+"""The pictures of the help pages that the nano family draws, in the real ComfyUI: a row a setting, the same prompts and seed.
+
+`COMFYUI_PATH=… python tasks.py run docs.nano_pictures` in `.venv` writes them to web/docs.
+"""
+
+import io
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..harness import server as api
+from ..harness.demo import with_comfyui
+from ..harness.editor import chromium, open_editor
+from ..harness.pictures import run
+from ..harness.workflow import NANO, NANO_LAYER, NANO_PIXELS, for_nano, read
+from ..nano.metrics import cells
+from .figure import WIDTH, save
+
+# Scenes that were held out of the family's training.
+PROMPTS = (
+    "a large yellow star in the middle, on a purple background",
+    "a large red ring in the middle, on a green background",
+    "a large red triangle at the top, on a blue background",
+)
+SOURCE = "a large white circle at the bottom, on a green background"
+SEED, SOURCE_SEED, STEPS = 3, 4, 20
+DISTILLED, BASE = NANO.values()
+# Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
+CELL, GAP, LABEL = 11, 16, 40
+PROBED = "klein-probe-and-report"
+# A plot of six panels needs more room than others.
+REPORT_WIDTH = 900
+PAPER, INK = "#ffffff", "#222222"
+
+Node = tuple[str, dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """Pictures of one setting.
+
+    Attributes:
+        label: above the row; `{passes}` is what ComfyUI's log says of the runs.
+        nodes: `(type, inputs)` of the nodes between the loader and the sampler.
+        cfg, steps: of the sampler.
+        loader, scheduler: inputs of Klein Loader and Klein Scheduler other than their defaults.
+        static: the sigmas are those of ComfyUI's scheduler `simple`.
+        source: the run begins in the picture of `SOURCE`.
+        prompts, seed: of the pictures.
+    """
+
+    label: str
+    nodes: tuple[Node, ...] = ()
+    cfg: float = 4.0
+    steps: int = STEPS
+    loader: dict = {}
+    scheduler: dict = {}
+    static: bool = False
+    source: bool = False
+    prompts: tuple[str, ...] = PROMPTS
+    seed: int = SEED
+
+
+def klein_cfg(schedule: str, **inputs: Any) -> Node:
+    return "KleinKitCFG", {
+        "schedule": schedule,
+        "unguided": "conditional",
+        **{f"schedule.{name}": value for name, value in inputs.items()},
+    }
+
+
+def renorm(mode: str) -> Node:
+    return "KleinKitRenorm", {"mode": mode, "strength": 1.0, "shrink_only": True}
+
+
+def adaptive(threshold: float) -> Node:
+    return "KleinKitAdaptiveGuidance", {"threshold": threshold}
+
+
+SKIP_LAYER = (
+    "KleinKitSkipLayerGuidance",
+    {
+        "scale": 3.0,
+        "double_layers": "",
+        "single_layers": NANO_LAYER,
+        "start": 0.0,
+        "end": 0.5,
+        "mode": "block",
+        "rescale": 0.0,
+    },
+)
+ZERO_STAR = "KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1}
+GUARDED = {"diffusion_model": DISTILLED}
+UNGUARDED = {**GUARDED, "distilled_cfg": "allow"}
+
+
+def half(mode: str) -> dict[str, Any]:
+    return {"denoise": 0.5, "denoise_mode": mode}
+
+
+PICTURES = {
+    "KleinKitLoader": (
+        Row("distilled, cfg 5, ignore: {passes} passes", cfg=5, steps=4, loader=GUARDED),
+        Row("distilled, cfg 5, allow: 8 passes", cfg=5, steps=4, loader=UNGUARDED),
+    ),
+    "KleinKitScheduler": (
+        Row("the picture to begin with", prompts=(SOURCE,), seed=SOURCE_SEED),
+        Row("denoise 0.5, ksampler", scheduler=half("ksampler"), source=True),
+        Row("denoise 0.5, sigma", scheduler=half("sigma"), source=True),
+    ),
+    "KleinKitDynamicShift": (
+        Row("6 steps, ComfyUI: 2.02", steps=6, static=True),
+        Row("6 steps, flux2: mu 1.93", steps=6, static=True, nodes=(("KleinKitDynamicShift", {"shift": "flux2"}),)),
+    ),
+    "KleinKitCFG": (
+        Row("constant, cfg 4: 40 passes"),
+        Row("interval 0 to 0.5: {passes} passes", (klein_cfg("interval", start=0.0, end=0.5),)),
+        Row("skip early 0.5: {passes} passes", (klein_cfg("skip", mode="early", guided_ratio=0.5),)),
+        Row("cfg 1: 20 passes", cfg=1),
+    ),
+    "KleinKitCFGZeroStar": (
+        Row("cfg 8: 40 passes", cfg=8),
+        Row("cfg 8, CFG-Zero*: {passes} passes", (ZERO_STAR,), cfg=8),
+    ),
+    "KleinKitSkipLayerGuidance": (
+        Row("cfg 1", cfg=1),
+        Row("cfg 1, skip-layer", (SKIP_LAYER,), cfg=1),
+        Row("cfg 8", cfg=8),
+        Row("cfg 8, skip-layer", (SKIP_LAYER,), cfg=8),
+    ),
+    "KleinKitRenorm": (
+        Row("cfg 10", cfg=10),
+        Row("cfg 10, Renorm global", (renorm("global"),), cfg=10),
+        Row("cfg 10, Renorm token", (renorm("token"),), cfg=10),
+    ),
+    "KleinKitSlerpCFG": (
+        Row("cfg 8", cfg=8),
+        Row("cfg 8, Slerp", (("KleinKitSlerpCFG", {}),), cfg=8),
+        Row("cfg 20, Slerp", (("KleinKitSlerpCFG", {}),), cfg=20),
+    ),
+    "KleinKitBaseUncond": (
+        Row("distilled, cfg 3", cfg=3, steps=4, loader=UNGUARDED),
+        Row(
+            "distilled, cfg 3, Base Uncond",
+            (("KleinKitBaseUncond", {"base_model": ["base", 0]}),),
+            cfg=3,
+            steps=4,
+            loader=UNGUARDED,
+        ),
+    ),
+    "KleinKitAdaptiveGuidance": (
+        Row("cfg 4: 40 passes"),
+        Row("threshold 0.999: {passes} passes", (adaptive(0.999),)),
+        Row("threshold 0.99: {passes} passes", (adaptive(0.99),)),
+    ),
+}
+
+
+def loader(**inputs: Any) -> dict[str, Any]:
+    defaults = {
+        "diffusion_model": BASE,
+        "text_encoder": "auto",
+        "vae": "auto",
+        "variant": "auto",
+        "weight_dtype": "default",
+        "distilled_cfg": "ignore",
+        "trim_text_encoder": True,
+    }
+    return {"class_type": "KleinKitLoader", "inputs": defaults | inputs}
+
+
+def scheduler(steps: int, **inputs: Any) -> dict[str, Any]:
+    defaults = {
+        "steps": steps,
+        "width": NANO_PIXELS,
+        "height": NANO_PIXELS,
+        "denoise": 1.0,
+        "denoise_mode": "ksampler",
+        "shift": "flux2",
+        "spacing": "uniform",
+        "terminal": 0.0,
+    }
+    return {"class_type": "KleinKitScheduler", "inputs": defaults | inputs}
+
+
+def sampler(model: str, cfg: float, positive: str, sigmas: str, latent: str, seed: int) -> dict[str, Any]:
+    return {
+        "class_type": "SamplerCustom",
+        "inputs": {
+            "model": [model, 0],
+            "add_noise": True,
+            "noise_seed": seed,
+            "cfg": cfg,
+            "positive": [positive, 0],
+            "negative": ["negative", 0],
+            "sampler": ["euler", 0],
+            "sigmas": [sigmas, 0],
+            "latent_image": [latent, 0],
+        },
+    }
+
+
+def prompt_of(row: Row, text: str) -> dict[str, Any]:
+    """One picture of a row, in ComfyUI's API format."""
+    empty = {"width": NANO_PIXELS, "height": NANO_PIXELS, "batch_size": 1}
+    prompt = {
+        "loader": loader(**row.loader),
+        "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": text}},
+        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": ""}},
+        "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "empty": {"class_type": "EmptyFlux2LatentImage", "inputs": empty},
+        "sigmas": scheduler(row.steps, **row.scheduler),
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["loader", 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "help"}},
+    }
+    model = "loader"
+    for number, (kind, inputs) in enumerate(row.nodes):
+        prompt[f"rule{number}"] = {"class_type": kind, "inputs": {"model": [model, 0], **inputs}}
+        model = f"rule{number}"
+        if kind == "KleinKitBaseUncond":
+            prompt["base"] = loader()
+    if row.static:
+        prompt["sigmas"] = {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": [model, 0], "scheduler": "simple", "steps": row.steps, "denoise": 1.0},
+        }
+    latent = "empty"
+    if row.source:
+        prompt["other"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": SOURCE}}
+        prompt["all"] = scheduler(STEPS)
+        prompt["source"] = sampler("loader", row.cfg, "other", "all", "empty", SOURCE_SEED)
+        latent = "source"
+    prompt["sample"] = sampler(model, row.cfg, "positive", "sigmas", latent, row.seed)
+    return prompt
+
+
+def drawn(server: api.Server, row: Row, text: str) -> tuple[Image.Image, str | None]:
+    """`(picture as 16×16 cells, passes)`; passes is None where the log names none."""
+    outcome = api.queue(server, prompt_of(row, text), timeout=None)
+    if outcome.error:
+        raise RuntimeError("\n".join(api.sentences(outcome.error)))
+    [path] = api.pictures(server, outcome)
+    [small] = cells(np.asarray(Image.open(path).convert("RGB"))[None] / 255)
+    passes = re.findall(r"KleinKit: \d+ steps, (\d+) passes", outcome.log)
+    return Image.fromarray(np.uint8(small * 255 + 0.5)), passes[-1] if passes else None
+
+
+def strip(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
+    """A sheet of rows `(label, pictures)`."""
+    side = NANO_PIXELS // 8 * CELL
+    columns = max(len(pictures) for _, pictures in rows)
+    size = columns * (side + GAP) - GAP, len(rows) * (LABEL + side) + (len(rows) - 1) * GAP // 2
+    sheet = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=27)
+    y = 0
+    for label, pictures in rows:
+        pen.text((2, y + LABEL // 2), label, INK, font, anchor="lm")
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (column * (side + GAP), y + LABEL))
+        y += LABEL + side + GAP // 2
+    return sheet
+
+
+def strip_of(server: api.Server, name: str) -> Image.Image:
+    """The sheet of a name of `PICTURES`."""
+    rows = []
+    for row in PICTURES[name]:
+        made = [drawn(server, row, text) for text in row.prompts]
+        passes = ", ".join(dict.fromkeys(count for _, count in made if count))
+        rows.append((row.label.format(passes=passes), [picture for picture, _ in made]))
+        print(f"{name}: {rows[-1][0]} ({[count for _, count in made]})", flush=True)
+    return strip(rows)
+
+
+def last_of(server: api.Server, workflow: str, width: int) -> Image.Image:
+    """The last picture of a workflow, no wider than `width`."""
+    picture = run(server, workflow)[-1]
+    picture.thumbnail((width, picture.height))
+    return picture
+
+
+def probe(server: api.Server) -> Image.Image:
+    """Klein Probe in the editor after a run."""
+    with chromium() as browser:
+        page, _ = open_editor(browser, server, Comfy__VueNodes__Enabled=True)
+        page.evaluate("graph => app.loadGraphData(graph)", for_nano(read(PROBED)))
+        node = page.evaluate(
+            """async () => {
+            const node = app.graph.nodes.find((node) => node.type === "KleinKitProbe")
+            app.canvas.ds.scale = 1.5
+            app.canvas.centerOnNode(node)
+            const ended = new Promise((resolve) => app.api.addEventListener("execution_success", resolve))
+            await app.queuePrompt(0)
+            await ended
+            return node.id
+        }"""
+        )
+        page.get_by_text("Job completed").wait_for(state="hidden")
+        page.locator(".kleinkit-figure path.line").first.wait_for(state="attached")
+        picture = page.locator(f'[data-node-id="{node}"]').screenshot()
+    shown = Image.open(io.BytesIO(picture)).convert("RGB")
+    return shown.resize((WIDTH, round(shown.height * WIDTH / shown.width)), Image.Resampling.LANCZOS)
+
+
+# Of other things than strips.
+OTHERS = {
+    "KleinKitContactSheet": lambda server: last_of(server, "klein-guidance-study", WIDTH),
+    # The first to run a workflow: what ComfyUI keeps is not drawn.
+    "KleinKitProbe": probe,
+    "KleinKitReport": lambda server: last_of(server, PROBED, REPORT_WIDTH),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Args: names of pictures to make; all when there are none."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
+        with_comfyui(Path(base)) as server,
+    ):
+        for name in arguments or (*PICTURES, *OTHERS):
+            save(OTHERS[name](server) if name in OTHERS else strip_of(server, name), name)
+    return 0
