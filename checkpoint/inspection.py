@@ -331,7 +331,7 @@ def _weights(tensors: dict[str, Tensor], formats: Formats) -> str:
             return words.get(form) or formats.called(form)
     if any(key.endswith(".weight_scale_2") for key in tensors):
         return "nvfp4"
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.end - tensor.begin
     dtype = sizes.most_common(1)[0][0]
