@@ -13,7 +13,9 @@ DISTILLED, BASE = (NANO[f"flux-2-klein-{variant}4b.safetensors"] for variant in 
 
 
 def add(page, *kinds):
-    return [add_node(page, kind, 360 * (number % 4), 480 * (number // 4)) for number, kind in enumerate(kinds)]
+    """Nodes beside those that are there; their ids."""
+    first = page.evaluate("app.graph.nodes.length")
+    return [add_node(page, kind, 320 * (number % 4), 480 * (number // 4)) for number, kind in enumerate(kinds, first)]
 
 
 def put_mode(page, node, key):
@@ -43,7 +45,15 @@ def test_a_distilled_model_runs_one_pass_a_step(page, sampled):
         "distilled model: cfg 5 counts as 1, and the negative prompt"
     )
     expect(figure(page, "distilled: 4 steps, cfg 1. A higher cfg and the negative prompt have no effect.")).to_be_visible()
-    choose(page, loader, "distilled_cfg", "allow")
+    # Nodes 2.0 keeps it among the advanced ones, out of sight.
+    page.evaluate(
+        """(id) => {
+        const widget = app.graph.getNodeById(id).widgets.find(({ name }) => name === "distilled_cfg")
+        widget.value = "allow"
+        widget.callback("allow")
+    }""",
+        loader,
+    )
     expect(figure(page, "8 steps: 16 of 16 passes.")).not_to_contain_text("counts as 1")
     expect(figure(page, "`distilled_cfg` allows a higher one.")).to_be_visible()
     choose(page, loader, "diffusion_model", BASE)
@@ -55,6 +65,7 @@ def test_every_rule_between_loader_and_sampler_counts(page, sampled):
     loader, cfg, sampler = sampled
     choose(page, loader, "diffusion_model", BASE)
     zero, skip, adaptive = add(page, "KleinKitCFGZeroStar", "KleinKitSkipLayerGuidance", "KleinKitAdaptiveGuidance")
+    enter(page, skip, "single_layers", 1)
     connect(page, (loader, 0, zero, "model"), (zero, 0, cfg, "model"))
     # A first step without a pass, and 7 with two.
     expect(figure(page, "8 steps: 14 of 16 passes, 13 % saved.")).to_be_visible()
@@ -88,7 +99,9 @@ def test_what_is_not_known_is_said(page, sampled):
     expect(figure(page, "not known")).to_have_count(0)
 
 
-@pytest.mark.parametrize("key, says", [(BYPASS, "bypassed: this node changes nothing."), (MUTE, "muted: this node does not run.")])
+@pytest.mark.parametrize(
+    "key, says", [(BYPASS, "bypassed: this node changes nothing."), (MUTE, "muted: this node does not run.")]
+)
 def test_a_node_that_is_off_has_no_bright_preview(page, key, says):
     [node] = add(page, "KleinKitCFG")
     expect(figure(page, "20 steps")).to_be_visible()
@@ -117,13 +130,19 @@ def test_in_a_subgraph_the_outer_graph_is_known(page, sampled):
     expect(figure(page, "8 steps: 8 of 8 passes. distilled model: cfg 5 counts as 1")).to_be_visible()
     expect(figure(page, "not known")).to_have_count(0)
     page.evaluate(
-        """([id, other]) => {
-        app.canvas.setGraph(app.rootGraph ?? app.graph.rootGraph)
-        app.graph.remove(app.graph.getNodeById(other))
+        """(latent) => {
+        app.canvas.setGraph(app.graph.rootGraph)
+        app.canvas.selectNode(app.graph.getNodeById(latent))
+    }""",
+        latent,
+    )
+    page.keyboard.press("Delete")
+    page.evaluate(
+        """(id) => {
         const node = app.graph.getNodeById(id)
         app.canvas.openSubgraph(node.subgraph, node)
     }""",
-        [outside, latent],
+        outside,
     )
     expect(figure(page, "not known, assumed: 1024×1024")).to_be_visible()
 
