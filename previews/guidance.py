@@ -1,5 +1,6 @@
 """What the editor's previews of guidance show."""
 
+from dataclasses import fields
 from typing import Any
 
 from ..checks import expected, in_node, number, one_of
@@ -23,6 +24,7 @@ SETTINGS = "schedule", "unguided", "rules", "distilled", "cfg", "sigmas"
 MOST_STEPS = 1000
 MOST_RULES = 16
 MOST_LAYERS = 1000
+UNCOND = "uncond"
 KINDS = "double_layers", "single_layers"
 
 
@@ -40,7 +42,7 @@ def _skip_layer(**inputs: Any) -> Rule:
 def _of_fields(kind: type[Rule]):
     def rule(**inputs: Any) -> Rule:
         for name in inputs:
-            one_of("input", kind.__dataclass_fields__, name)
+            one_of("input", [field.name for field in fields(kind)], name)
         return kind(**inputs)
 
     return rule
@@ -113,7 +115,8 @@ def preview(settings: dict) -> dict:
     Returns:
         dict: `cfg` [n], the scale of each step; `passes` [n], how many run; `total`, their sum; `plain`, how many run
         without any of the rules; `ignored`, the highest cfg that counts as 1 because the model is distilled, else 0;
-        `decides`, the nodes that can end guidance during the run, so that `total` is the most that runs.
+        `negative`, whether a step asks for the negative prediction; `decides`, the nodes that can end guidance during the
+        run, so that `total` is the most that runs.
     Raises:
         ValueError: no such setting, or a value that does not fit.
     """
@@ -147,6 +150,7 @@ def preview(settings: dict) -> dict:
         "total": sum(passes),
         "plain": sum(len(step.passes) for step in plan(guard, sigmas, cfg)),
         "ignored": max((step.cfg for step in asked if step.cfg > 1.0), default=0.0) if distilled else 0.0,
+        "negative": any(UNCOND in step.passes for step in steps),
         "decides": [rule.node for rule in rules if guided and type(rule).observe is not Rule.observe],
     }
 

@@ -58,7 +58,12 @@ function known(node, name) {
   const from = index < 0 ? { node, widget: widgetOf(node, name) } : origin(node, index)
   if (!from) return undefined
   listen(from.node)
-  if (from.widget || from.node.comfyClass !== LOADER) return (from.widget ?? widgetOf(from.node, "value"))?.value
+  if (from.widget) return from.widget.value
+  if (from.node.comfyClass !== LOADER) {
+    // A node that takes something in may make anything of it.
+    const alone = from.node.inputs?.every(({ link }) => link == null) ?? true
+    return alone ? widgetOf(from.node, "value")?.value : undefined
+  }
   return ofLoader(from.node)?.[from.node.outputs[from.output].name]
 }
 
@@ -246,10 +251,11 @@ function titleOf(kind) {
 }
 
 function guidanceFigure(answer, { settings, unknown, others, replaced }) {
-  const { cfg, passes, total, plain, ignored, decides } = answer
+  const { cfg, passes, total, plain, ignored, negative, decides } = answer
   const steps = cfg.length
   const notes = [
-    ignored && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
+    ignored && negative && say("distilled model: cfg {cfg} counts as 1", { cfg: rounded(ignored) }),
+    ignored && !negative && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
     decides.length && say("fewer once {nodes} decides", { nodes: decides.map(titleOf).join(", ") }),
     replaced && say("A later {node} takes the place of this one.", { node: replaced }),
     others.length && say("not counted: {nodes}", { nodes: [...new Set(others)].join(", ") }),
@@ -314,9 +320,9 @@ function layersFigure({ double_layers: double, single_layers: single }) {
 }
 
 function sweepFigure({ labels }, { done }) {
-  const values = { count: labels.length, done, values: labels.slice(0, MOST_LABELS).join(", ") + (labels.length > MOST_LABELS ? ", …" : "") }
-  if (done > labels.length) return plainly(say("{count} runs: {values}", values))
-  return plainly(done ? say("{done} of {count} runs are done: {values}", values) : say("{count} runs: {values}", values))
+  const shown = labels.length > MOST_LABELS ? [...labels.slice(0, MOST_LABELS), "…"] : labels
+  const values = { count: labels.length, done, values: shown.join(", ") }
+  return plainly(done && done <= labels.length ? say("{done} of {count} runs are done: {values}", values) : say("{count} runs: {values}", values))
 }
 
 /** The names of the settings that the graph does not tell. */

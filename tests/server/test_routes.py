@@ -184,7 +184,13 @@ def test_a_chain_of_rules_agrees_with_what_the_queue_runs(server, post, chain, n
     for number, (node, of_node) in enumerate(chain):
         prompt[f"rule{number}"] = {"class_type": node, "inputs": {"model": model} | WITHOUT_PREVIEW.get(node, {}) | of_node}
         model = [f"rule{number}", 0]
-    nodes["CFGGuider"][1].update(model=model, cfg=5.0)
+    guider = nodes["CFGGuider"][1]
+    latent = [nodes["EmptyFlux2LatentImage"][0], 0]
+    prompt["reference"] = {
+        "class_type": "ReferenceLatent",
+        "inputs": {"conditioning": guider["negative"], "latent": latent},
+    }
+    guider.update(model=model, cfg=5.0, negative=["reference", 0])
     known = post({"diffusion_model": name}, path="/kleinkit/loader")[1]
     answer = post(
         {
