@@ -12,7 +12,7 @@ from ..guidance.distilled import Distilled
 from ..guidance.image import ImageCFG
 from ..guidance.plan import plan
 from ..guidance.renorm import Renorm
-from ..guidance.rule import Rule
+from ..guidance.rule import UNCOND, Rule
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
 from ..guidance.zero_star import CFGZeroStar
@@ -24,7 +24,6 @@ SETTINGS = "schedule", "unguided", "rules", "distilled", "cfg", "sigmas"
 MOST_STEPS = 1000
 MOST_RULES = 16
 MOST_LAYERS = 1000
-UNCOND = "uncond"
 KINDS = "double_layers", "single_layers"
 
 
@@ -36,33 +35,18 @@ def _cfg(schedule: str = "constant", unguided: str = "conditional", **inputs: An
 
 
 def _skip_layer(**inputs: Any) -> Rule:
-    return _of_fields(SkipLayer)(**inputs | {name: layers_of(name, inputs[name]) for name in KINDS if name in inputs})
+    return _of_fields(SkipLayer, inputs | {name: layers_of(name, inputs[name]) for name in KINDS if name in inputs})
 
 
-def _of_fields(kind: type[Rule]):
-    def rule(**inputs: Any) -> Rule:
-        for name in inputs:
-            one_of("input", [field.name for field in fields(kind)], name)
-        return kind(**inputs)
-
-    return rule
+def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
+    for name in inputs:
+        one_of("input", [field.name for field in fields(kind)], name)
+    return kind(**inputs)
 
 
-RULES = {
-    CFG.node: _cfg,
-    SkipLayer.node: _skip_layer,
-    **{kind.node: _of_fields(kind) for kind in (CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive)},
-}
-TITLES = {
-    "KleinKitCFG": "Klein CFG",
-    "KleinKitCFGZeroStar": "Klein CFG-Zero*",
-    "KleinKitSkipLayerGuidance": "Klein Skip-Layer Guidance",
-    "KleinKitRenorm": "Klein Renorm",
-    "KleinKitSlerpCFG": "Klein Slerp CFG",
-    "KleinKitImageCFG": "Klein Image CFG",
-    "KleinKitBaseUncond": "Klein Base Uncond",
-    "KleinKitAdaptiveGuidance": "Klein Adaptive Guidance",
-}
+RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive)}
+# Rules of other fields than their node has inputs.
+FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer}
 
 
 def layers_of(name: str, text: Any, count: int | None = None) -> tuple[int, ...]:
@@ -100,8 +84,9 @@ def rule_of(settings: Any) -> Rule:
     one_of("node", RULES, node)
     if not isinstance(inputs, dict):
         raise expected("inputs", "an object of settings", inputs)
-    with in_node(TITLES[node]):
-        return RULES[node](**inputs)
+    kind = RULES[node]
+    with in_node(kind.title):
+        return FROM_INPUTS[kind](**inputs) if kind in FROM_INPUTS else _of_fields(kind, inputs)
 
 
 def preview(settings: dict) -> dict:

@@ -26,9 +26,8 @@ def guidance_nodes(comfy):
 
 
 def test_previews_know_every_guidance_node_by_its_title(pack, guidance_nodes):
-    previews = pack("previews.guidance")
     titles = {name: schema.display_name for name, schema in guidance_nodes.items()}
-    assert titles == previews.TITLES and set(previews.RULES) == set(titles)
+    assert {name: rule.title for name, rule in pack("previews.guidance").RULES.items()} == titles
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["defaults", "typed"])
