@@ -220,7 +220,8 @@ function sigmaFigure(answer, { settings, unknown, latent }) {
   const steps = Math.max(sigmas.length - 1, 0)
   const size = { width: settings.width, height: settings.height, tokens }
   const notes = [
-    tokens && say("for {width}×{height}, {tokens} tokens", size),
+    // The others are among what is assumed.
+    !unknown.includes("width") && say("for {width}×{height}, {tokens} tokens", size),
     latent && say("The latent's size counts; width and height are not used."),
     assumed(unknown, settings),
   ]

@@ -246,10 +246,11 @@ def test_a_sweep_counts_its_runs(page, server):
 
 def test_the_size_that_counts_is_said(page):
     scheduler, latent = add(page, "KleinKitScheduler", "EmptyFlux2LatentImage")
-    expect(figure(page, "width and height are not used")).to_have_count(0)
+    expect(figure(page, "for 1024×1024, 4096 tokens.")).not_to_contain_text("width and height are not used")
     enter(page, latent, "width", 512)
     connect(page, (latent, 0, scheduler, "latent"))
     expect(figure(page, flux2(20, 2048))).to_contain_text("The latent's size counts; width and height are not used.")
+    expect(figure(page, "for 512×1024, 2048 tokens.")).to_be_visible()
     expect(figure(page, "not known")).to_have_count(0)
 
 
@@ -283,6 +284,7 @@ def test_symbols_are_explained(page):
     add(page, "KleinKitScheduler", "KleinKitProbe")
     head = figure(page, "20 steps, mu").locator(".head")
     expect(head.get_by_title("mu: how much of the run is spent at high noise")).to_have_text("mu")
+    expect(head.get_by_title("tokens: squares of 16×16 pixels")).to_have_text("tokens")
     expect(head.get_by_title("σ (sigma): the share of noise")).to_have_text("σ")
 
 
