@@ -15,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,7 +203,10 @@ def forget(server):
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     request = urllib.request.Request(server.url + "/free", body, {"Content-Type": "application/json"})
     _open(request, timeout=60).close()
-    between = queue(server, {"nothing": {"class_type": "PreviewAny", "inputs": {"source": ""}}})
+    nothing = {"nothing": {"class_type": "PreviewAny", "inputs": {"source": ""}}}
+    # In a thread of its own: beside a browser, this one has an event loop that runs.
+    with ThreadPoolExecutor(1) as pool:
+        between = pool.submit(queue, server, nothing).result()
     if between.error:
         raise RuntimeError(f"ComfyUI was not made to forget: {' '.join(sentences(between.error))}")
 

@@ -1,45 +1,161 @@
-"""What the editor's preview of a guidance schedule shows."""
+"""What the editor's previews of guidance show."""
 
-from ..checks import expected, number, one_of
+from dataclasses import fields
+from typing import Any
+
+from ..checks import expected, in_node, number, one_of
+from ..guidance import stack
+from ..guidance.adaptive import Adaptive
+from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
+from ..guidance.distilled import Distilled
+from ..guidance.image import ImageCFG
 from ..guidance.plan import plan
+from ..guidance.renorm import Renorm
+from ..guidance.rule import UNCOND, Rule
+from ..guidance.skip_layer import SkipLayer, parse_layers
+from ..guidance.slerp import Slerp
+from ..guidance.zero_star import CFGZeroStar
 from .sigmas import inputs_of
 from .sigmas import preview as preview_sigmas
 
-SETTINGS = "schedule", "unguided", "cfg", "sigmas"
+SETTINGS = "schedule", "unguided", "rules", "distilled", "cfg", "sigmas"
 # The server waits while a plan is made, step by step.
 MOST_STEPS = 1000
+MOST_RULES = 16
+MOST_LAYERS = 1000
+KINDS = "double_layers", "single_layers"
 
 
-def preview(settings):
-    """What `KleinKitCFG`, and no other rule, makes of a run, for the values of its inputs.
+def _cfg(schedule: str = "constant", unguided: str = "conditional", **inputs: Any) -> Rule:
+    others, inputs = inputs_of("schedule", inputs)
+    for name in others:
+        one_of("input", ("schedule", "unguided"), name)
+    return CFG(choose_schedule(schedule, **inputs), unguided)
+
+
+def _skip_layer(**inputs: Any) -> Rule:
+    return _of_fields(SkipLayer, inputs | {name: layers_of(name, inputs[name]) for name in KINDS if name in inputs})
+
+
+def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
+    for name in inputs:
+        one_of("input", [field.name for field in fields(kind)], name)
+    return kind(**inputs)
+
+
+RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive)}
+# Rules of other fields than their node has inputs.
+FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer}
+
+
+def layers_of(name: str, text: Any, count: int | None = None) -> tuple[int, ...]:
+    """The layers of an input of Klein Skip-Layer Guidance.
 
     Args:
-        settings: `{input: value}` as in a prompt of ComfyUI's API (`schedule`, `schedule.start`, `unguided`, …), `cfg`
-            of the sampler, and `sigmas`, the settings of `scheduler.preview`; those that are left out have their
+        name: of the input.
+        text: as typed.
+        count: how many layers of this kind the model has, or None where the model is not known.
+    Raises:
+        ValueError: not of that form, or outside the model.
+    """
+    if not isinstance(text, str):
+        raise expected(name, "a text", text)
+    if count is not None:
+        return parse_layers(name, text, count)
+    try:
+        return parse_layers(name, text, MOST_LAYERS)
+    except ValueError:
+        raise expected(name, "layers such as `9` or `7-9, 12`", text) from None
+
+
+def rule_of(settings: Any) -> Rule:
+    """The rule that a guidance node adds to the model.
+
+    Args:
+        settings: `{"node": id, "inputs": {input: value}}`, inputs as in a prompt of ComfyUI's API; those that are left out
+            have their defaults.
+    Raises:
+        ValueError: not of that form, no such node or input, or a value that does not fit.
+    """
+    if not (isinstance(settings, dict) and settings.keys() <= {"node", "inputs"}):
+        raise expected("rules", "objects of `node` and `inputs`", settings)
+    node, inputs = settings.get("node"), settings.get("inputs", {})
+    one_of("node", RULES, node)
+    if not isinstance(inputs, dict):
+        raise expected("inputs", "an object of settings", inputs)
+    kind = RULES[node]
+    with in_node(kind.title):
+        return FROM_INPUTS[kind](**inputs) if kind in FROM_INPUTS else _of_fields(kind, inputs)
+
+
+def preview(settings: dict) -> dict:
+    """What the guidance nodes of a model make of a run.
+
+    Args:
+        settings: `rules`, the nodes in the order of the wiring as `rule_of` takes them; in front of them one `KleinKitCFG`
+            by its inputs (`schedule`, `schedule.start`, `unguided`, …); `distilled`, whether the loader's guard is on the
+            model; `cfg` of the sampler; and `sigmas`, the settings of `sigmas.preview`. Those that are left out have their
             defaults, cfg 5.
     Returns:
         dict: `cfg` [n], the scale of each step; `passes` [n], how many run; `total`, their sum; `plain`, how many run
-        without this node.
+        without any of the rules; `ignored`, the highest cfg that counts as 1 because the model is distilled, else 0;
+        `negative`, whether a step asks for the negative prediction; `decides`, the nodes that can end guidance during the
+        run, so that `total` is the most that runs.
     Raises:
         ValueError: no such setting, or a value that does not fit.
     """
     settings, inputs = inputs_of("schedule", settings)
     for name in settings:
         one_of("setting", SETTINGS, name)
+    inputs = {f"schedule.{name}": value for name, value in inputs.items()}
+    first = {name: settings[name] for name in ("schedule", "unguided") if name in settings}
+    listed, distilled = settings.get("rules", []), settings.get("distilled", False)
     cfg, of_sigmas = settings.get("cfg", 5.0), settings.get("sigmas", {})
     number("cfg", cfg, 0.0, 100.0)
+    if not isinstance(distilled, bool):
+        raise expected("distilled", "true or false", distilled)
     if not isinstance(of_sigmas, dict):
         raise expected("sigmas", "an object of settings", of_sigmas)
-    rule = CFG(choose_schedule(settings.get("schedule", "constant"), **inputs), settings.get("unguided", "conditional"))
+    if not isinstance(listed, list) or len(listed) > MOST_RULES:
+        raise expected("rules", f"a list of at most {MOST_RULES} nodes", listed)
+    rules: tuple[Rule, ...] = ()
+    for rule in (_cfg(**first, **inputs), *map(rule_of, listed)):
+        rules, _ = stack.add(rules, rule)
+    guard = (Distilled(),) if distilled else ()
     sigmas = preview_sigmas(of_sigmas)["sigmas"]
     if len(sigmas) > MOST_STEPS + 1:
         raise expected("steps", f"at most {MOST_STEPS} in a preview of guidance", len(sigmas) - 1)
-    steps = plan((rule,), sigmas, cfg)
+    asked, steps = plan(rules, sigmas, cfg), plan((*rules, *guard), sigmas, cfg)
     passes = [len(step.passes) for step in steps]
+    guided = any(step.guided and not step.zero and len(step.passes) > 1 for step in steps)
     return {
         "cfg": [step.cfg for step in steps],
         "passes": passes,
         "total": sum(passes),
-        "plain": sum(len(step.passes) for step in plan((), sigmas, cfg)),
+        "plain": sum(len(step.passes) for step in plan(guard, sigmas, cfg)),
+        "ignored": max((step.cfg for step in asked if step.cfg > 1.0), default=0.0) if distilled else 0.0,
+        "negative": any(UNCOND in step.passes for step in steps),
+        "decides": [rule.node for rule in rules if guided and type(rule).observe is not Rule.observe],
     }
+
+
+def preview_layers(settings: dict) -> dict:
+    """The layers that the texts of Klein Skip-Layer Guidance mean.
+
+    Args:
+        settings: `double_layers` and `single_layers` as typed; and `counts`, how many of each the model has, or left out
+            where the model is not known.
+    Returns:
+        dict: `double_layers` and `single_layers`, lists of indices.
+    Raises:
+        ValueError: no such setting, or a text not of that form, or outside the model.
+    """
+    for name in settings:
+        one_of("setting", (*KINDS, "counts"), name)
+    counts = settings.get("counts", {})
+    if not (isinstance(counts, dict) and counts.keys() <= set(KINDS)):
+        raise expected("counts", "an object of double_layers and single_layers", counts)
+    for name, count in counts.items():
+        number(name, count, 0, MOST_LAYERS)
+    return {name: list(layers_of(name, settings.get(name, ""), counts.get(name))) for name in KINDS}

@@ -1,4 +1,4 @@
-"""The pack's routes on ComfyUI's server, for the editor's previews: `POST /kleinkit/sigmas`, `/guidance` and `/loader`."""
+"""The pack's routes on ComfyUI's server, for the editor's previews: `POST /kleinkit/sigmas`, `/guidance`, …"""
 
 import json
 from functools import partial
@@ -7,11 +7,19 @@ from aiohttp import web
 from server import PromptServer
 
 from .guidance import preview as preview_guidance
+from .guidance import preview_layers
 from .loader import suited
 from .sigmas import preview as preview_sigmas
+from .sweep import preview as preview_sweep
 
 MOST_BYTES = 16 * 1024
-PREVIEWS = {"/kleinkit/sigmas": preview_sigmas, "/kleinkit/guidance": preview_guidance, "/kleinkit/loader": suited}
+PREVIEWS = {
+    "/kleinkit/sigmas": preview_sigmas,
+    "/kleinkit/guidance": preview_guidance,
+    "/kleinkit/layers": preview_layers,
+    "/kleinkit/loader": suited,
+    "/kleinkit/sweep": preview_sweep,
+}
 
 
 async def settings_of(request):

@@ -1,13 +1,17 @@
 /*
  * A small figure inside a node: `const show = addFigure(node, "preview", "KLEINKIT_SIGMAS")`, then as often as you like
- * show({ head, label, x: [from, to], y: [from, to], ends: [left, right], series: [{ look, points, name }] }).
+ * show({ head, label, x: [from, to], y: [from, to], ends: [left, right], series: [{ look, points, name }], off }).
  * `head` is the text above and `label` what a screen reader says; `ends` are the texts below the axis; a `look` is
  * "line", "second", "faint", "dots", "bars" or "bars faint"; `points` are [x, y], and a y of null leaves a gap; a series with a `name`
- * is in the legend. Without `series` only the texts are shown. All text stays text.
+ * is in the legend. Without `series` only the texts are shown, and dimly where `off`. All text stays text.
  */
+import { say } from "./words.js"
 
 const SVG = "http://www.w3.org/2000/svg"
 const HEIGHT = 164
+const MARGINS = 20
+const LINE = 15
+const PADDING = 12
 
 const STYLE = `
 .kleinkit-figure {
@@ -39,6 +43,9 @@ const STYLE = `
 .kleinkit-figure path.dots { stroke-width: 5; stroke-linecap: round; }
 .kleinkit-figure path.bars { stroke: none; fill: var(--color); }
 .kleinkit-figure.empty .plot { visibility: hidden; }
+.kleinkit-figure.off { opacity: 0.45; }
+.kleinkit-figure.texts { display: block; min-height: 0; overflow-y: auto; }
+.kleinkit-figure [title] { text-decoration: underline dotted; text-underline-offset: 2px; cursor: help; }
 `
 
 document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }))
@@ -67,6 +74,30 @@ function pathOf({ look, points }, [left, right], [low, high]) {
     .join("")
 }
 
+// What a reader may not know, in the words that a pointer brings up.
+const EXPLAINED = {
+  "‖v‖/‖v_c‖": "‖v‖/‖v_c‖: the size of the guided prediction, compared with that of the positive one; 1 is equal",
+  "cos(v_c, v_u)": "cos(v_c, v_u): how alike the positive and the negative prediction are; 1 is the same direction",
+  "‖v_c‖": "‖v_c‖: the size of the positive prediction",
+  "‖v_u‖": "‖v_u‖: the size of the negative prediction",
+  "‖v‖": "‖v‖: the size of the guided prediction",
+  α: "α: the part of the negative prediction that CFG-Zero* keeps",
+  tokens: "tokens: squares of 16×16 pixels, by which the model sees a picture",
+  mu: "mu: how much of the run is spent at high noise",
+  σ: "σ (sigma): the share of noise in the picture, from 1 to 0",
+}
+const SYMBOLS = new RegExp(`(${Object.keys(EXPLAINED).map((one) => (/^[a-z]+$/.test(one) ? `\\b${one}\\b` : one.replace(/[()]/g, "\\$&"))).join("|")})`)
+
+/** Put a text into an element, with a title on every symbol. */
+function write(parent, text) {
+  const part = (piece) => {
+    const title = EXPLAINED[piece]
+    return title ? Object.assign(element("span", ""), { textContent: piece, title: say(title) }) : piece
+  }
+  parent.replaceChildren(...text.split(SYMBOLS).map(part))
+  return parent
+}
+
 function tick(value) {
   return String(Number(value.toPrecision(3)))
 }
@@ -76,10 +107,11 @@ function tick(value) {
  * @param node LGraphNode
  * @param {string} name of the widget
  * @param {string} type of the widget, of its own
+ * @param {number} lines of text, for a figure that is nothing else
  * @returns {function} `show(content)`, see above
  */
-export function addFigure(node, name, type) {
-  const root = element("div", "kleinkit-figure")
+export function addFigure(node, name, type, lines) {
+  const root = element("div", lines ? "kleinkit-figure texts" : "kleinkit-figure")
   root.tabIndex = 0
   root.setAttribute("role", "img")
   const parts = ["head", "ticks", "plot", "ends", "legend"]
@@ -88,19 +120,22 @@ export function addFigure(node, name, type) {
   svg.setAttribute("viewBox", "0 0 100 100")
   svg.setAttribute("preserveAspectRatio", "none")
   plot.append(svg)
-  root.append(head, ticks, plot, ends, legend)
+  root.append(...(lines ? [head] : [head, ticks, plot, ends, legend]))
 
-  const widget = node.addDOMWidget(name, type, root, { serialize: false, getMinHeight: () => HEIGHT + 20 })
+  const height = (lines ? lines * LINE + PADDING : HEIGHT) + MARGINS
+  const most = lines ? { getMaxHeight: () => height } : {}
+  const widget = node.addDOMWidget(name, type, root, { serialize: false, hideInPanel: true, getMinHeight: () => height, ...most })
   // The option keeps it out of prompts, this out of workflows.
   widget.serialize = false
 
   const texts = (parent, values) =>
-    parent.replaceChildren(...values.map((text) => Object.assign(element("span", ""), { textContent: text })))
+    parent.replaceChildren(...values.map((text) => write(element("span", ""), text)))
 
-  return function show({ head: text, label, x, y, ends: endTexts = [], series = [] }) {
-    head.textContent = text
+  return function show({ head: text, label, x, y, ends: endTexts = [], series = [], off = false }) {
+    write(head, text)
     root.setAttribute("aria-label", label)
     root.classList.toggle("empty", !series.length)
+    root.classList.toggle("off", off)
     texts(ticks, series.length ? [y[1], y[0]].map(tick) : [])
     texts(ends, endTexts)
     const named = series.filter(({ name, points }) => name && points.some(([, value]) => Number.isFinite(value)))

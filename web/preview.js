@@ -1,12 +1,19 @@
-// What KleinKitScheduler, KleinKitDynamicShift and KleinKitCFG will do, drawn by the server's own functions.
+// What our nodes will do, drawn by the server's own functions before anything runs.
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { addFigure } from "./figure.js"
+import { behind, chainTo, has, linked, nodeOf, off, origin, slot, source, widgetOf } from "./graph.js"
+import { say } from "./words.js"
 
-const EXAMPLE = { steps: 20, width: 1024, height: 1024 }
+const ASSUMED = { steps: 20, width: 1024, height: 1024 }
+const ASSUMED_CFG = 5
 const CELL = 16
-const FARTHEST = 100
 const MOST_DOTS = 100
+const MOST_LABELS = 12
+// Nodes between a loader and a sampler that run no pass and change no cfg.
+const PASSING = /^(Lora|ModelSampling|TorchCompile|KleinKit(DynamicShift|Probe)$)/
+// The one that puts a guard on a distilled model.
+const LOADER = "KleinKitLoader"
 
 const followers = new Set()
 const heard = new WeakSet()
@@ -44,215 +51,418 @@ function rounded(number, places = 3) {
 
 // What the graph says
 
-function linked(node, name) {
-  return node.inputs?.some((input) => input.name === name && input.link != null) ?? false
-}
-
-function widgetValue(node, name) {
-  return node.widgets?.find((widget) => widget.name === name)?.value
-}
-
-function slot(node, name) {
-  return node.inputs.findIndex((input) => input.name === name)
-}
-
-function source(node, name) {
-  return node.getInputNode(slot(node, name))
-}
-
-/** The number that Klein Loader gives as its output `steps` or `cfg`: known when the server has told what the file is. */
-function ofLoader(loader, output) {
-  const names = ["diffusion_model", "variant"]
-  const settings = Object.fromEntries(names.map((name) => [name, widgetValue(loader, name)]))
-  const files = loader.widgets.find((widget) => widget.name === names[0]).options.values
-  if (names.some((name) => linked(loader, name)) || !files.includes(settings.diffusion_model)) return undefined
-  const text = JSON.stringify(settings)
-  if (!loaders.has(text)) {
-    loaders.set(text, {})
-    ask("/kleinkit/loader", settings).then((answer) => {
-      loaders.set(text, answer)
-      changed()
-    }, () => {})
-  }
-  return loaders.get(text)[output]
-}
-
-/** The number of an input: its widget's, or that of a primitive node or a loader at the other end of its link, else undefined. */
+/** The value of an input: its widget's, or that of a primitive node or a loader at the other end of its link, else undefined. */
 function known(node, name) {
   listen(node)
-  if (!linked(node, name)) return numeric(widgetValue(node, name))
-  const from = source(node, name)
+  const index = slot(node, name)
+  const from = index < 0 ? { node, widget: widgetOf(node, name) } : origin(node, index)
   if (!from) return undefined
-  listen(from)
-  if (from.comfyClass !== "KleinKitLoader") return numeric(widgetValue(from, "value"))
-  return ofLoader(from, from.outputs[node.getInputLink(slot(node, name)).origin_slot].name)
+  listen(from.node)
+  if (from.widget) return from.widget.value
+  if (from.node.comfyClass !== LOADER) {
+    // A node that takes something in may make anything of it.
+    const alone = from.node.inputs?.every(({ link }) => link == null) ?? true
+    return alone ? widgetOf(from.node, "value")?.value : undefined
+  }
+  return ofLoader(from.node)?.[from.node.outputs[from.output].name]
+}
+
+function loaderSettings(loader) {
+  const names = ["diffusion_model", "variant"]
+  return Object.fromEntries(names.map((name) => [name, known(loader, name)]))
+}
+
+/** What the server knows of a loader's model: undefined until it has answered, and where it cannot. */
+function ofLoader(loader) {
+  const settings = loaderSettings(loader)
+  const files = widgetOf(loader, "diffusion_model").options.values
+  if (settings.variant === undefined || !files.includes(settings.diffusion_model)) return undefined
+  const entry = askedLoader(settings)
+  return entry.answer
+}
+
+/** A question about a model, which many previews share; one that failed is asked again at the next change. */
+function askedLoader(settings) {
+  const text = JSON.stringify(settings)
+  if (!loaders.has(text)) {
+    const entry = {}
+    loaders.set(text, entry)
+    entry.promise = ask("/kleinkit/loader", settings).then((answer) => {
+      entry.answer = answer
+      changed()
+      return answer
+    })
+    entry.promise.catch(() => loaders.delete(text))
+  }
+  return loaders.get(text)
 }
 
 /** The numbers of `names` that are known, and the names of the others. */
 function numbers(node, names) {
-  const values = Object.fromEntries(names.map((name) => [name, known(node, name)]).filter(([, value]) => value !== undefined))
+  const all = names.map((name) => [name, numeric(node && known(node, name))])
+  const values = Object.fromEntries(all.filter(([, value]) => value !== undefined))
   return { values, unknown: names.filter((name) => !(name in values)) }
 }
 
-/** Nodes that a node leads to, the nearest first. */
-function* behind(node) {
-  const found = new Set([node])
-  for (const one of found) {
-    if (one !== node) yield one
-    if (found.size > FARTHEST) return
-    for (const slot of one.outputs?.keys() ?? []) {
-      for (const next of one.getOutputNodes(slot) ?? []) found.add(next)
-    }
-  }
-}
-
-function leads(node, has) {
-  for (const one of behind(node)) if (has(one)) return one
+function leads(node, wanted) {
+  for (const one of behind(node)) if (wanted(one)) return one
 }
 
 /** The size of the latent at an input, where the node that makes it has one. */
 function latentSize(node, name) {
-  const from = source(node, name)
-  const { values, unknown } = numbers(from ?? {}, ["width", "height"])
+  const { values, unknown } = numbers(source(node, name), ["width", "height"])
   if (unknown.length) return undefined
   return { width: values.width - (values.width % CELL), height: values.height - (values.height % CELL) }
 }
 
-/** The values of the inputs of one of our nodes, as a prompt has them. */
+/** The values of the inputs of one of our nodes, as a prompt has them, and the names of those that are not known. */
 function inputsOf(node) {
   const { required } = node.constructor.nodeData.input
-  const ours = (node.widgets ?? []).filter(({ name }) => name.split(".")[0] in required)
-  return Object.fromEntries(ours.map(({ name, value }) => [name, value]))
+  const ours = (node.widgets ?? []).map(({ name }) => name).filter((name) => name.split(".")[0] in required)
+  const all = ours.map((name) => [name, known(node, name)])
+  const values = Object.fromEntries(all.filter(([, value]) => value !== undefined))
+  return { values, unknown: ours.filter((name) => !(name in values)) }
 }
 
-/** Settings of `/kleinkit/sigmas`, and what of them is not known. */
+/** Settings of `/kleinkit/sigmas`, what of them is not known, and whether a latent gives the size. */
 const sigmaSettings = {
   KleinKitScheduler(node) {
-    const { values, unknown } = numbers(node, ["steps", "width", "height", "denoise"])
-    const size = linked(node, "latent") ? latentSize(node, "latent") : {}
-    const sizes = ["width", "height"].filter((name) => linked(node, "latent") ? !size : unknown.includes(name))
-    const others = unknown.filter((name) => !EXAMPLE[name] || name === "steps")
-    return { settings: { ...inputsOf(node), ...values, ...size }, unknown: [...others, ...sizes] }
+    const { values, unknown } = inputsOf(node)
+    const latent = linked(node, "latent")
+    const size = latent ? latentSize(node, "latent") : {}
+    const missing = latent ? unknown.filter((name) => name !== "width" && name !== "height") : unknown
+    if (!size) missing.push("width", "height")
+    const { width, height } = latent ? { ...ASSUMED, ...size } : { ...ASSUMED, ...values }
+    return { settings: { ...ASSUMED, ...values, width, height }, unknown: missing, latent }
   },
   KleinKitDynamicShift(node) {
-    const sampler = leads(node, (one) => widgetValue(one, "steps") !== undefined)
-    if (!sampler) return { settings: { ...EXAMPLE, ...inputsOf(node) }, unknown: Object.keys(EXAMPLE) }
-    const { values, unknown } = numbers(sampler, ["steps", "denoise"])
-    const size = linked(sampler, "latent_image") ? latentSize(sampler, "latent_image") : undefined
-    const settings = { ...EXAMPLE, ...values, ...size, ...inputsOf(node) }
-    return { settings, unknown: [...unknown, ...(size ? [] : ["width", "height"])] }
+    const { values, unknown } = inputsOf(node)
+    const sampler = leads(node, (one) => widgetOf(one, "steps"))
+    const run = numbers(sampler, ["steps", "denoise"])
+    const size = sampler && latentSize(sampler, "latent_image")
+    const missing = [...unknown, ...run.unknown.filter((name) => sampler || name === "steps")]
+    return { settings: { ...ASSUMED, ...run.values, ...size, ...values }, unknown: size ? missing : [...missing, "width", "height"] }
   },
 }
 
-/** Settings of `/kleinkit/guidance`, and what of them is not known. */
+/** The node that takes the model which a node hands on, and the nodes that this model passes before. */
+function wayOf(node) {
+  const takers = [...behind(node)].filter((one) => has(one.inputs, "MODEL") && chainTo(one).includes(node))
+  const taker = takers.find((one) => !has(one.outputs, "MODEL"))
+  if (taker) return { taker, chain: chainTo(taker) }
+  const last = takers.at(-1) ?? node
+  return { chain: [...chainTo(last), last] }
+}
+
+/** Settings of `/kleinkit/guidance`, what of them is not known, and what else there is to say. */
 function guidanceSettings(node) {
-  const sampler = leads(node, (one) => widgetValue(one, "cfg") !== undefined)
-  const settings = { ...inputsOf(node), sigmas: { ...EXAMPLE } }
-  if (!sampler) return { settings, unknown: ["steps", "cfg"] }
-  const { values, unknown } = numbers(sampler, ["cfg"])
-  const taker = widgetValue(sampler, "steps") === undefined ? leads(node, (one) => linked(one, "sigmas")) : sampler
-  const maker = taker && linked(taker, "sigmas") ? source(taker, "sigmas") : taker
-  const ofMaker = sigmaSettings[maker?.comfyClass]?.(maker)
-  const made = ofMaker ?? { settings: numbers(maker ?? {}, ["steps"]).values, unknown: numbers(maker ?? {}, ["steps"]).unknown }
-  settings.sigmas = { ...settings.sigmas, ...made.settings }
-  return { settings: { ...settings, ...values }, unknown: [...unknown, ...made.unknown.filter((name) => name === "steps")] }
+  const { taker, chain } = wayOf(node)
+  const own = inputsOf(node)
+  const unknown = [...own.unknown]
+  const settings = { ...own.values, rules: [], distilled: false, sigmas: { ...ASSUMED } }
+  const others = []
+  let replaced = false
+  for (const one of chain) {
+    const place = chain.indexOf(one) - chain.indexOf(node)
+    if (!one) unknown.push("model")
+    else if (one.comfyClass === LOADER) {
+      listen(one)
+      const answer = ofLoader(one)
+      if (!answer) unknown.push("model")
+      settings.distilled = Boolean(answer?.distilled) && known(one, "distilled_cfg") !== "allow"
+    } else if (one.comfyClass?.startsWith("KleinKit") && !PASSING.test(one.comfyClass)) {
+      // Of two of a kind the later counts.
+      if (one === node || (one.comfyClass === node.comfyClass && place < 0)) continue
+      replaced ||= one.comfyClass === node.comfyClass
+      const inputs = inputsOf(one)
+      settings.rules.push({ node: one.comfyClass, inputs: inputs.values })
+      unknown.push(...inputs.unknown.map((name) => `${name} (${one.title})`))
+    } else if (has(one.inputs, "MODEL") && !PASSING.test(one.comfyClass)) others.push(one.title)
+  }
+  const sampler = taker && widgetOf(taker, "cfg") ? taker : leads(node, (one) => widgetOf(one, "cfg"))
+  const scale = numbers(sampler, ["cfg"])
+  const sampling = sampler ?? taker ?? node
+  const sigmas = widgetOf(sampling, "steps") && sampling !== node ? sampling : leads(sampling, (one) => linked(one, "sigmas"))
+  const maker = sigmas && linked(sigmas, "sigmas") ? source(sigmas, "sigmas") : sigmas
+  const ofSteps = numbers(maker, ["steps"])
+  const made = sigmaSettings[maker?.comfyClass]?.(maker) ?? { settings: ofSteps.values, unknown: ofSteps.unknown }
+  Object.assign(settings.sigmas, made.settings)
+  unknown.push(...scale.unknown, ...made.unknown.filter((name) => name === "steps"))
+  return { settings: { ...settings, ...scale.values }, unknown, others, replaced: replaced && node.title }
 }
 
 // What is drawn
 
 function assumed(unknown, settings) {
-  const texts = { steps: `${settings.steps} steps`, cfg: `cfg ${settings.cfg}`, denoise: `denoise ${settings.denoise}` }
+  const texts = {
+    model: say("a model that is not distilled"),
+    steps: say("{steps} steps", settings),
+    cfg: `cfg ${settings.cfg ?? ASSUMED_CFG}`,
+    denoise: `denoise ${settings.denoise ?? 1}`,
+  }
   const size = unknown.includes("width") || unknown.includes("height") ? [`${settings.width}×${settings.height}`] : []
-  const parts = [...Object.keys(texts).filter((name) => unknown.includes(name)).map((name) => texts[name]), ...size]
-  return parts.length ? `\nexample: ${parts.join(", ")}` : ""
+  const others = unknown.filter((name) => !(name in texts) && name !== "width" && name !== "height")
+  const parts = [...Object.keys(texts).filter((name) => unknown.includes(name)).map((name) => texts[name]), ...size, ...others]
+  return parts.length ? [say("not known, assumed: {parts}", { parts: [...new Set(parts)].join(", ") })] : []
 }
 
-function sigmaFigure(answer, { settings, unknown }) {
-  const { sigmas, mu, start, static_sigmas: staticSigmas, static_mu: staticMu } = answer
+function lines(...texts) {
+  return texts.flat(Infinity).filter(Boolean).join("\n")
+}
+
+/** The label of a figure: its head in one line, and what is seen below. */
+function spoken(head, ...more) {
+  return [...head.split("\n"), ...more].map((text) => (/[.。]$/.test(text) ? text : `${text}.`)).join(" ")
+}
+
+function sigmaFigure(answer, { settings, unknown, latent }) {
+  const { sigmas, mu, start, tokens, static_sigmas: staticSigmas, static_mu: staticMu } = answer
   const steps = Math.max(sigmas.length - 1, 0)
-  const note = assumed(unknown, settings)
-  const what = `${steps} steps, mu ${rounded(mu)}, start σ ${rounded(start, 4)}`
-  if (!steps) return { head: `denoise 0: no steps${note}`, label: "No sigmas: denoise is 0." }
+  const size = { width: settings.width, height: settings.height, tokens }
+  const notes = [
+    // The others are among what is assumed.
+    !unknown.includes("width") && say("for {width}×{height}, {tokens} tokens", size),
+    latent && say("The latent's size counts; width and height are not used."),
+    assumed(unknown, settings),
+  ]
+  if (!steps) {
+    const head = lines(say("denoise 0: no steps"), notes)
+    return { head, label: spoken(head) }
+  }
+  const head = lines(say("{steps} steps, mu {mu}, start σ {start}", { steps, mu: rounded(mu), start: rounded(start, 4) }), notes)
   const points = (values) => values.map((sigma, step) => [step, sigma])
   const half = (values) => rounded(values[Math.ceil(steps / 2)])
+  const fixed = say("static shift, mu {mu}", { mu: staticMu })
   return {
-    head: what + note,
-    label: `Sigmas of the run: ${what}, ${half(sigmas)} half way.${note} With the static shift, mu ${staticMu}: ${half(staticSigmas)}.`,
+    head,
+    label: spoken(head, say("Half way: {half}; {fixed}: {other}", { half: half(sigmas), fixed, other: half(staticSigmas) })),
     x: [0, steps],
     y: [0, 1],
-    ends: ["0", "step", String(steps)],
+    ends: ["0", say("step"), String(steps)],
     series: [
-      { look: "faint", name: `static shift, mu ${staticMu}`, points: points(staticSigmas) },
-      { look: "line", name: "sigma", points: points(sigmas) },
+      { look: "faint", name: fixed, points: points(staticSigmas) },
+      { look: "line", name: say("sigma"), points: points(sigmas) },
       { look: "dots", points: steps > MOST_DOTS ? [] : points(sigmas) },
     ],
   }
 }
 
-function guidanceFigure({ cfg, passes, total, plain }, { settings, unknown }) {
+function titleOf(kind) {
+  return LiteGraph.registered_node_types[kind]?.title ?? kind
+}
+
+function guidanceFigure(answer, { settings, unknown, others, replaced }) {
+  const { cfg, passes, total, plain, ignored, negative, decides } = answer
   const steps = cfg.length
-  const sampler = { steps, cfg: settings.cfg ?? 5 }
-  const note = assumed(unknown, sampler)
-  if (!steps) return { head: `denoise 0: no steps${note}`, label: "No guidance: denoise is 0." }
-  const saved = Math.round((1 - total / plain) * 100)
-  const share = saved ? `, ${Math.abs(saved)} % ${saved < 0 ? "more" : "saved"}` : ""
-  const what = `${steps} steps: ${total} of ${plain} passes${share}`
-  const bars = (count) => cfg.map((value, step) => [step + 1, passes[step] === count ? value : null])
+  const notes = [
+    ignored && negative && say("distilled model: cfg {cfg} counts as 1", { cfg: rounded(ignored) }),
+    ignored && !negative && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
+    decides.length && say("fewer once {nodes} decides", { nodes: decides.map(titleOf).join(", ") }),
+    replaced && say("A later {node} takes the place of this one.", { node: replaced }),
+    others.length && say("not counted: {nodes}", { nodes: [...new Set(others)].join(", ") }),
+    assumed(unknown, { ...settings, steps }),
+  ]
+  if (!steps) {
+    const head = lines(say("denoise 0: no steps"), notes)
+    return { head, label: spoken(head) }
+  }
+  const share = Math.round((1 - total / plain) * 100)
+  const counts = { steps, total, plain, share: Math.abs(share) }
+  const what =
+    share < 0 ? say("{steps} steps: {total} of {plain} passes, {share} % more", counts)
+    : share > 0 ? say("{steps} steps: {total} of {plain} passes, {share} % saved", counts)
+    : say("{steps} steps: {total} of {plain} passes", counts)
+  const head = lines(what, notes)
+  const bars = (wanted) => cfg.map((value, step) => [step + 1, wanted(passes[step]) ? value : null])
+  const effective = { first: rounded(cfg[0]), last: rounded(cfg[steps - 1]), most: rounded(Math.max(...cfg)) }
   return {
-    head: what + note,
-    label: `${what}.${note} The effective cfg goes from ${rounded(cfg[0])} to ${rounded(cfg[steps - 1])}, at most ${rounded(Math.max(...cfg))}.`,
+    head,
+    label: spoken(head, say("The effective cfg goes from {first} to {last}, at most {most}", effective)),
     x: [0.5, steps + 0.5],
     y: [0, Math.max(1, ...cfg)],
-    ends: ["1", "step", String(steps)],
+    ends: ["1", say("step"), String(steps)],
     series: [
-      { look: "bars", name: "cfg, two passes", points: bars(2) },
-      { look: "bars faint", name: "one pass", points: bars(1) },
+      { look: "bars second", name: say("cfg, three passes or more"), points: bars((count) => count > 2) },
+      { look: "bars", name: say("cfg, two passes"), points: bars((count) => count === 2) },
+      { look: "bars faint", name: say("one pass"), points: bars((count) => count === 1) },
     ],
   }
 }
 
+function loaderFigure({ steps, cfg, distilled }, { allow }) {
+  const values = { steps, cfg }
+  if (!distilled) return plainly(say("base: {steps} steps, cfg {cfg}", values))
+  return plainly(
+    allow
+      ? say("distilled: {steps} steps, cfg {cfg}. `distilled_cfg` allows a higher one.", values)
+      : say("distilled: {steps} steps, cfg {cfg}. A higher cfg and the negative prompt have no effect.", values),
+  )
+}
+
+function plainly(head) {
+  return { head, label: spoken(head) }
+}
+
+/** `[7, 8, 9, 12]` as "7–9, 12". */
+function ranges(indices) {
+  const found = []
+  for (const index of indices) {
+    if (found.at(-1)?.[1] === index - 1) found.at(-1)[1] = index
+    else found.push([index, index])
+  }
+  return found.map(([first, last]) => (first === last ? `${first}` : `${first}–${last}`)).join(", ")
+}
+
+function layersFigure({ double_layers: double, single_layers: single }) {
+  if (!double.length && !single.length) return plainly(say("No layer is skipped."))
+  const parts = { double: ranges(double), single: ranges(single) }
+  const kinds = [double.length && say("double {double}", parts), single.length && say("single {single}", parts)]
+  return plainly(say("skips {layers}", { layers: kinds.filter(Boolean).join("; ") }))
+}
+
+function sweepFigure({ labels }, { done }) {
+  const shown = labels.length > MOST_LABELS ? [...labels.slice(0, MOST_LABELS), "…"] : labels
+  const values = { count: labels.length, done, values: shown.join(", ") }
+  return plainly(done && done <= labels.length ? say("{done} of {count} runs are done: {values}", values) : say("{count} runs: {values}", values))
+}
+
+/** The names of the settings that the graph does not tell. */
+function missing(settings) {
+  return Object.keys(settings).filter((name) => settings[name] === undefined)
+}
+
+/** Of each node the route, the settings for it, what is drawn, and the lines of a figure that is text alone. */
 const PREVIEWS = {
-  KleinKitScheduler: ["/kleinkit/sigmas", sigmaSettings.KleinKitScheduler, sigmaFigure],
-  KleinKitDynamicShift: ["/kleinkit/sigmas", sigmaSettings.KleinKitDynamicShift, sigmaFigure],
-  KleinKitCFG: ["/kleinkit/guidance", guidanceSettings, guidanceFigure],
+  KleinKitScheduler: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitScheduler, figure: sigmaFigure },
+  KleinKitDynamicShift: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitDynamicShift, figure: sigmaFigure },
+  KleinKitCFG: { path: "/kleinkit/guidance", settingsOf: guidanceSettings, figure: guidanceFigure },
+  KleinKitLoader: {
+    path: "/kleinkit/loader",
+    settingsOf(node) {
+      const settings = loaderSettings(node)
+      return { settings, allow: known(node, "distilled_cfg") === "allow", missing: missing(settings) }
+    },
+    figure: loaderFigure,
+    lines: 3,
+  },
+  KleinKitSkipLayerGuidance: {
+    path: "/kleinkit/layers",
+    settingsOf(node) {
+      const { double_layers, single_layers } = inputsOf(node).values
+      const typed = { double_layers, single_layers }
+      const [loader] = chainTo(node)
+      const found = loader?.comfyClass === LOADER ? ofLoader(loader) : undefined
+      const counts = found && { double_layers: found.double_layers, single_layers: found.single_layers }
+      return { settings: { ...typed, counts }, missing: missing(typed) }
+    },
+    figure: layersFigure,
+    lines: 3,
+  },
+  KleinKitSweep: {
+    path: "/kleinkit/sweep",
+    settingsOf(node) {
+      const settings = { values: known(node, "values") }
+      return { settings, done: runsOf(node), missing: missing(settings) }
+    },
+    figure: sweepFigure,
+    lines: 3,
+  },
 }
 
 // When it is drawn
 
+/** What the server refuses, or that it does not answer: an error whose message is for the reader. */
+class Refused extends Error {}
+
 async function ask(path, settings) {
   const body = JSON.stringify(settings)
-  const answer = await api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body })
-  const content = await answer.json()
-  if (!answer.ok) throw new Error(content.error)
+  let answer, content
+  try {
+    answer = await api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body })
+    content = await answer.json()
+  } catch {
+    throw new Refused(say("The server does not answer."))
+  }
+  if (!answer.ok) throw new Refused(content.error)
   return content
 }
 
+const OFF = {
+  muted: () => say("muted: this node does not run"),
+  bypassed: () => say("bypassed: this node changes nothing"),
+}
+
 /** Draw the preview of a node; returns the function that looks whether something has changed, and draws it anew. */
-function preview(node, [path, settingsOf, figure]) {
-  const show = addFigure(node, "preview", `KLEINKIT_${path.split("/").pop().toUpperCase()}`)
+function preview(node, { path, settingsOf, figure, lines: height }) {
+  const show = addFigure(node, "preview", `KLEINKIT_${path.split("/").pop().toUpperCase()}`, height)
+  const ofModel = path === "/kleinkit/loader"
   let asked, busy
 
-  async function look(again) {
-    // A node that has left its graph, as into a subgraph, has no neighbours to ask.
-    if (!node.graph) return
-    const wanted = settingsOf(node)
-    const text = JSON.stringify(wanted)
-    // One question at a time: what changes meanwhile is asked at once afterwards.
-    if (busy || (text === asked && !again)) return
-    busy = true
-    asked = text
-    try {
-      show(figure(await ask(path, wanted.settings), wanted))
-    } catch (error) {
-      const reason = error instanceof TypeError || error instanceof SyntaxError ? "The server does not answer." : error.message
-      show({ head: `–\n${reason}`, label: `No preview. ${reason}` })
-    }
-    busy = false
-    look()
+  function fail(error) {
+    if (!(error instanceof Refused)) console.error(error)
+    const reason = error instanceof Refused ? error.message : say("This preview has a fault: {reason}", { reason: error.message })
+    show({ head: height ? reason : `–\n${reason}`, label: say("No preview. {reason}", { reason }) })
   }
 
-  show({ head: "…", label: "The preview is on its way." })
+  async function draw(wanted) {
+    if (wanted.off) return show({ ...plainly(wanted.off), off: true })
+    if (wanted.missing?.length) return show(plainly(say("not known before the run: {parts}", { parts: wanted.missing.join(", ") })))
+    show(figure(ofModel ? await askedLoader(wanted.settings).promise : await ask(path, wanted.settings), wanted))
+  }
+
+  async function look(again) {
+    if (busy) return
+    busy = true
+    let failed
+    try {
+      // A node that has left its graph, as into a subgraph, has no neighbours to ask.
+      while (node.graph) {
+        const without = off(node)
+        const wanted = without ? { off: OFF[without]() } : settingsOf(node)
+        const text = JSON.stringify(wanted)
+        // One question at a time: what changes meanwhile is asked at once afterwards.
+        if (text === asked && !again) break
+        asked = text
+        again = failed = false
+        await draw(wanted).catch((error) => {
+          failed = true
+          fail(error)
+        })
+      }
+    } catch (error) {
+      fail(error)
+    }
+    // A model's file can change without a change of its name.
+    if (failed && ofModel) asked = undefined
+    busy = false
+  }
+
+  show({ head: "…", label: say("The preview is on its way.") })
   return look
+}
+
+// How far a sweep is
+
+const runs = new WeakMap()
+const sweeps = new Set()
+
+/** How many runs of a sweep are done. */
+function runsOf(sweep) {
+  return runs.get(sweep)?.done ?? 0
+}
+
+/** Count the times that the first node behind a sweep which tells of its progress, its sampler, comes to its end. */
+function progressed({ detail: { prompt_id: prompt, node, value, max } }) {
+  for (const sweep of sweeps) {
+    let run = runs.get(sweep)
+    if (run?.prompt !== prompt) {
+      if (![...behind(sweep)].includes(nodeOf(node))) continue
+      runs.set(sweep, (run = { prompt, node, done: 0 }))
+    }
+    if (run.node !== node || value !== max) continue
+    run.done += 1
+    changed()
+  }
 }
 
 function after(object, method, run) {
@@ -268,6 +478,7 @@ app.registerExtension({
   name: "KleinKit.preview",
   setup() {
     api.addEventListener("graphChanged", changed)
+    api.addEventListener("progress", progressed)
     api.addEventListener("reconnected", () => {
       loaders.clear()
       followers.forEach((look) => look(true))
@@ -280,8 +491,9 @@ app.registerExtension({
       listen(node)
       changed()
     }
-    after(node, "onAdded", () => followers.add(look))
-    after(node, "onRemoved", () => followers.delete(look))
+    const sweep = node.comfyClass === "KleinKitSweep"
+    after(node, "onAdded", () => followers.add(look) && sweep && sweeps.add(node))
+    after(node, "onRemoved", () => followers.delete(look) && sweep && sweeps.delete(node))
     for (const event of ["onAdded", "onConfigure", "onConnectionsChange"]) after(node, event, again)
   },
 })

@@ -2,6 +2,7 @@
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { addFigure } from "./figure.js"
+import { nodeOf } from "./graph.js"
 
 const SERIES = [
   { key: "alpha", look: "faint", name: "α" },
@@ -12,17 +13,6 @@ const SERIES = [
 const WIDTH = 320
 
 const draws = new WeakMap()
-
-/** The node of an id; "12:5" is node 5 in the subgraph of node 12. */
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph
-  let node
-  for (const part of id.split(":")) {
-    node = graph?.getNodeById(part)
-    graph = node?.subgraph
-  }
-  return node
-}
 
 function text(value, digits = 4) {
   return value === null ? "–" : String(Number(value.toPrecision(digits)))

@@ -2,89 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from editor import body, choose, enter, frontend, in_vue, run, values
+from editor import FILE, HTML, body, choose, enter, figure, flux2, frontend, in_vue, keep, run, switch, values
 from kleinkit.harness import server as api
-from kleinkit.harness.editor import add_node, chromium, clear, open_editor
+from kleinkit.harness.editor import add_node
 from kleinkit.harness.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
-
-SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
-RENDERERS = {"classic": False, "nodes2": True}
-HTML = "<img src=x onerror=hacked=1>"
-FILE = f"klein {HTML}.safetensors"
-expect.set_options(timeout=60_000)
-
-
-@pytest.fixture(scope="module")
-def files(server):
-    """A model whose name is HTML, and something under the names that the workflows ask after."""
-    models = server.base / "models"
-    nano = models / "diffusion_models" / next(iter(NANO.values()))
-    wanted = {
-        models / file["directory"] / file["name"]
-        for workflow in names()
-        for node in read(workflow)["nodes"]
-        for file in node["properties"].get("models", ())
-    } | {models / "diffusion_models" / FILE}
-    for path in wanted:
-        path.parent.mkdir(exist_ok=True)
-        path.hardlink_to(nano)
-    yield
-    for path in wanted:
-        path.unlink()
-
-
-@pytest.fixture(scope="module")
-def window(server, files):
-    """`(page, errors)` of one editor for all tests."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with chromium() as browser:
-        yield open_editor(browser, server)
-
-
-@pytest.fixture(scope="module", params=RENDERERS)
-def renderer(window, request):
-    page, _ = window
-    page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", RENDERERS[request.param])
-    return request.param
-
-
-@pytest.fixture
-def errors(window):
-    return window[1]
-
-
-def keep(page, name):
-    """A screenshot among the files of the run."""
-    page.screenshot(path=SCREENSHOTS / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.png")
-
-
-@pytest.fixture
-def page(window, renderer, request):
-    """The editor with an empty graph. After every test there is a screenshot, and no error of any script."""
-    page, errors = window
-    # What a failed test may have left open.
-    page.keyboard.press("Escape")
-    clear(page)
-    yield page
-    keep(page, request.node.name)
-    found = errors.copy()
-    errors.clear()
-    assert found == [] and not page.evaluate("window.hacked")
-
-
-def figure(page, text=""):
-    """The figures whose text for screen readers has a part."""
-    return page.get_by_role("img", name=text).and_(page.locator(".kleinkit-figure"))
-
-
-def flux2(steps, tokens=4096):
-    """What is said of BFL's schedule of a number of steps."""
-    return f"{steps} steps, mu {round(compute_empirical_mu(tokens, steps), 3):g},"
 
 
 def test_every_node_can_be_added(page, server):
@@ -96,8 +20,11 @@ def test_every_node_can_be_added(page, server):
     assert sorted(page.evaluate(f"{drawn}.map((widget) => widget.node.type)")) == [
         "KleinKitCFG",
         "KleinKitDynamicShift",
+        "KleinKitLoader",
         "KleinKitProbe",
         "KleinKitScheduler",
+        "KleinKitSkipLayerGuidance",
+        "KleinKitSweep",
     ]
 
 
@@ -153,7 +80,7 @@ def test_dynamic_shift_and_cfg_follow_the_sampler(page):
     shift, cfg, sampler, latent = [
         add_node(page, kind, 320 * (number % 3), 330 * (number // 3)) for number, kind in enumerate(kinds)
     ]
-    expect(figure(page, "example: 20 steps, 1024×1024")).to_be_visible()
+    expect(figure(page, "not known, assumed: 20 steps, 1024×1024")).to_be_visible()
     page.evaluate(
         """([shift, cfg, sampler, latent]) => {
         const node = (id) => app.graph.getNodeById(id)
@@ -167,7 +94,7 @@ def test_dynamic_shift_and_cfg_follow_the_sampler(page):
     enter(page, latent, "width", 512)
     expect(figure(page, flux2(12, 2048))).to_be_visible()
     expect(figure(page, "12 steps: 24 of 24 passes")).to_be_visible()
-    expect(figure(page, "example")).to_have_count(0)
+    expect(figure(page, "not known, assumed: 20")).to_have_count(0)
 
 
 def test_previews_know_what_the_loader_gives(page):
@@ -192,7 +119,7 @@ def test_previews_know_what_the_loader_gives(page):
     choose(page, loader, "variant", "base")
     expect(figure(page, flux2(50))).to_be_visible()
     expect(figure(page, "50 steps: 100 of 100 passes")).to_be_visible()
-    expect(figure(page, "example")).to_have_count(0)
+    expect(figure(page, "not known, assumed: 20")).to_have_count(0)
 
 
 def test_a_server_that_does_not_answer(page, errors):
@@ -337,19 +264,6 @@ def test_a_probe_draws_a_run_while_it_goes(page, server):
     page.wait_for_function("/step (\\d+) of \\1:/.test(drawn.at(-1))")
     steps = [int(re.search(r"step (\d+) of", text)[1]) for text in page.evaluate("drawn") if "step" in text]
     assert steps == sorted(steps) and len(set(steps)) > 2
-
-
-def switch(page, language):
-    """Choose the editor's language, and look at the graph in it."""
-    page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
-    page.wait_for_function(
-        "(en) => (document.querySelector('[data-testid=queue-button]').innerText === 'Run') === en", arg=language == "en"
-    )
-    # The editor draws the graph anew by itself, but by then it may not have loaded the language.
-    page.evaluate("""async () => {
-        await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions")
-        await app.loadGraphData(app.graph.serialize())
-    }""")
 
 
 @pytest.fixture(params=["ja", "zh"])

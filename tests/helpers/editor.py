@@ -1,4 +1,13 @@
-"""What a user does to a node in the editor, in the renderer that is on."""
+"""What a user does to a node in the editor, in the renderer that is on; and what the pack's figures say."""
+
+import re
+from pathlib import Path
+
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
+HTML = "<img src=x onerror=hacked=1>"
+FILE = f"klein {HTML}.safetensors"
 
 
 def in_vue(page):
@@ -72,3 +81,43 @@ def run(page):
     }""")
     page.get_by_test_id("queue-button").click()
     return page.evaluate("window.ended")
+
+
+def keep(page, name):
+    """A screenshot among the files of the run."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.png")
+
+
+def figure(page, text=""):
+    """The figures whose text for screen readers has a part."""
+    return page.get_by_role("img", name=text).and_(page.locator(".kleinkit-figure"))
+
+
+def flux2(steps, tokens=4096):
+    """What is said of BFL's schedule of a number of steps."""
+    return f"{steps} steps, mu {round(compute_empirical_mu(tokens, steps), 3):g},"
+
+
+def connect(page, *links):
+    """Connect nodes: links are `(from, output, to, input)`, outputs by number, inputs by name."""
+    page.evaluate(
+        """(links) => {
+        const node = (id) => app.graph.getNodeById(id)
+        for (const [from, output, to, input] of links) node(from).connect(output, node(to), input)
+    }""",
+        links,
+    )
+
+
+def switch(page, language):
+    """Choose the editor's language, and look at the graph in it."""
+    page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    page.wait_for_function(
+        "(en) => (document.querySelector('[data-testid=queue-button]').innerText === 'Run') === en", arg=language == "en"
+    )
+    # The editor draws the graph anew by itself, but by then it may not have loaded the language.
+    page.evaluate("""async () => {
+        await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions")
+        await app.loadGraphData(app.graph.serialize())
+    }""")

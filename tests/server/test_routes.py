@@ -1,4 +1,4 @@
-"""The routes of the previews on the real server: `POST /kleinkit/sigmas`, `/kleinkit/guidance` and `/kleinkit/loader`."""
+"""The routes of the previews on the real server: `POST /kleinkit/sigmas`, `/guidance`, …"""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from kleinkit.harness import server as api
 from kleinkit.harness.demo import first_picture
 from kleinkit.harness.workflow import NANO, as_prompt
 from prompts import JSON
+from safetensors import safe_open
 
 
 @pytest.mark.parametrize("path", ["/kleinkit/sigmas", "/api/kleinkit/sigmas"])
@@ -155,6 +156,74 @@ def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
     assert answer["plain"] == (steps if cfg == 1.0 else 2 * steps)
 
 
+CHAINS = [
+    [("KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 2})],
+    [
+        ("KleinKitSkipLayerGuidance", {"scale": 3.0, "double_layers": "0", "single_layers": "1", "start": 0.2, "end": 0.8}),
+        ("KleinKitCFG", {"schedule": "interval", "schedule.start": 0.0, "schedule.end": 0.5, "unguided": "unconditional"}),
+        ("KleinKitRenorm", {"mode": "token", "strength": 0.5, "shrink_only": False}),
+        ("KleinKitSlerpCFG", {}),
+    ],
+    [("KleinKitImageCFG", {"image_scale": 2.0}), ("KleinKitCFGZeroStar", {"optimized_scale": False, "zero_init_steps": 1})],
+]
+WITHOUT_PREVIEW = {"KleinKitSkipLayerGuidance": {"mode": "block", "rescale": 0.0}}
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: "+".join(node.removeprefix("KleinKit") for node, _ in chain))
+@pytest.mark.parametrize("name", NANO.values())
+def test_a_chain_of_rules_agrees_with_what_the_queue_runs(server, post, chain, name):
+    """Also on a distilled model at cfg 5, where a step is one pass, whatever the schedule says."""
+    steps, size = 5, {"width": 64, "height": 64}
+    prompt = as_prompt(first_picture())
+    nodes = {node["class_type"]: (key, node["inputs"]) for key, node in prompt.items()}
+    loader, inputs = nodes["KleinKitLoader"]
+    inputs.update(diffusion_model=name)
+    nodes["KleinKitScheduler"][1].update(steps=steps)
+    nodes["EmptyFlux2LatentImage"][1].update(size)
+    model = [loader, 0]
+    for number, (node, of_node) in enumerate(chain):
+        prompt[f"rule{number}"] = {"class_type": node, "inputs": {"model": model} | WITHOUT_PREVIEW.get(node, {}) | of_node}
+        model = [f"rule{number}", 0]
+    guider = nodes["CFGGuider"][1]
+    latent = [nodes["EmptyFlux2LatentImage"][0], 0]
+    prompt["reference"] = {
+        "class_type": "ReferenceLatent",
+        "inputs": {"conditioning": guider["negative"], "latent": latent},
+    }
+    guider.update(model=model, cfg=5.0, negative=["reference", 0])
+    known = post({"diffusion_model": name}, path="/kleinkit/loader")[1]
+    answer = post(
+        {
+            "rules": [{"node": node, "inputs": of_node} for node, of_node in chain],
+            "distilled": known["distilled"],
+            "sigmas": {"steps": steps, **size},
+        },
+        path="/kleinkit/guidance",
+    )[1]
+    outcome = api.queue(server, prompt)
+    assert outcome.error is None, api.sentences(outcome.error)
+    assert f"KleinKit: {steps} steps, {answer['total']} passes (" in outcome.log
+    assert (answer["ignored"] > 1.0) == known["distilled"] == ("counts as 1" in outcome.log)
+    assert answer["plain"] == (steps if known["distilled"] else 2 * steps)
+
+
+def test_rules_that_decide_during_the_run_are_named(post):
+    rules = [{"node": "KleinKitAdaptiveGuidance", "inputs": {"threshold": 0.9}}]
+    answers = [post({"rules": rules, "distilled": distilled}, path="/kleinkit/guidance")[1] for distilled in (False, True)]
+    # Without guidance there is nothing to end.
+    assert [answer["decides"] for answer in answers] == [["KleinKitAdaptiveGuidance"], []]
+
+
+def test_of_two_rules_of_a_kind_the_later_counts(post):
+    late = {"node": "KleinKitCFG", "inputs": {"schedule": "interval", "schedule.end": 0.5}}
+    sigmas = {"steps": 8}
+    totals = [
+        post({"rules": rules, "sigmas": sigmas}, path="/kleinkit/guidance")[1]["total"]
+        for rules in ([late], [late, {"node": "KleinKitCFG"}], [{"node": "KleinKitCFG"}, late])
+    ]
+    assert totals == [12, 16, 12]
+
+
 @pytest.mark.parametrize(
     "settings, sentence",
     [
@@ -170,7 +239,26 @@ def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
         ({"cfg": "5"}, "Expected `cfg` to be a number between 0.0 and 100.0, but got '5'."),
         ({"sigmas": [4]}, "Expected `sigmas` to be an object of settings, but got [4]."),
         ({"sigmas": {"steps": 0}}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
-        ({"model": 1}, "Expected `setting` to be one of schedule, unguided, cfg, sigmas, but got 'model'."),
+        ({"model": 1}, "Expected `setting` to be one of schedule, unguided, rules, distilled, cfg, sigmas, but got 'model'."),
+        ({"distilled": 1}, "Expected `distilled` to be true or false, but got 1."),
+        ({"rules": {}}, "Expected `rules` to be a list of at most 16 nodes, but got {}."),
+        ({"rules": ["KleinKitCFG"]}, "Expected `rules` to be objects of `node` and `inputs`, but got 'KleinKitCFG'."),
+        ({"rules": [{"node": "KleinKitCFG", "x": 1}]}, "Expected `rules` to be objects of `node` and `inputs`, but got {"),
+        ({"rules": [{"node": ["KleinKitCFG"]}]}, "Expected `node` to be one of KleinKitCFG, KleinKitSkipLayerGuidance, "),
+        ({"rules": [{"node": "KleinKitRenorm", "inputs": []}]}, "Expected `inputs` to be an object of settings, but got []."),
+        (
+            {"rules": [{"node": "KleinKitRenorm", "inputs": {"strength": 2}}]},
+            "Klein Renorm: Expected `strength` to be a number between 0.0 and 1.0, but got 2.",
+        ),
+        (
+            {"rules": [{"node": "KleinKitRenorm", "inputs": {"model": 2}}]},
+            "Klein Renorm: Expected `input` to be one of mode, strength, shrink_only, but got 'model'.",
+        ),
+        (
+            {"rules": [{"node": "KleinKitSkipLayerGuidance", "inputs": {"single_layers": "1000"}}]},
+            "Klein Skip-Layer Guidance: Expected `single_layers` to be layers such as `9` or `7-9, 12`, but got '1000'.",
+        ),
+        ({"rules": [{"node": "KleinKitSlerpCFG"}, {"node": "KleinKitImageCFG"}]}, "Klein"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -203,7 +291,74 @@ def test_what_suits_a_file_is_what_the_loader_gives(server, post, name, variant)
         },
     )
     shown = {key: float(outcome.outputs[key]["text"][0]) for key in ("steps", "cfg")}
-    assert post({"diffusion_model": name, "variant": variant}, path="/kleinkit/loader") == (200, shown)
+    status, answer = post({"diffusion_model": name, "variant": variant}, path="/kleinkit/loader")
+    assert status == 200 and {key: answer[key] for key in shown} == shown
+    assert answer["distilled"] == (shown["cfg"] == 1.0)
+    file = server.base / "models" / "diffusion_models" / name
+    with safe_open(file, "np") as tensors:
+        blocks = {tuple(key.split(".")[:2]) for key in list(tensors.keys())}
+    counts = [sum(kind == f"{of}_blocks" for kind, *_ in blocks) for of in ("double", "single")]
+    assert [answer["double_layers"], answer["single_layers"]] == counts
+
+
+@pytest.mark.parametrize(
+    "settings, answer",
+    [
+        ({}, ([], [])),
+        ({"double_layers": "1-3, 2", "single_layers": " 9,, 12"}, ([1, 2, 3], [9, 12])),
+        ({"single_layers": "19", "counts": {"single_layers": 20}}, ([], [19])),
+    ],
+    ids=str,
+)
+def test_layers(post, settings, answer):
+    kinds = "double_layers", "single_layers"
+    assert post(settings, path="/kleinkit/layers") == (200, dict(zip(kinds, answer)))
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"single_layers": "one"}, "Expected `single_layers` to be layers such as `9` or `7-9, 12`, but got 'one'."),
+        ({"single_layers": 9}, "Expected `single_layers` to be a text, but got 9."),
+        (
+            {"single_layers": "20", "counts": {"single_layers": 20}},
+            "Expected `single_layers` to be layers of this model, 0 to 19",
+        ),
+        ({"counts": [5, 20]}, "Expected `counts` to be an object of double_layers and single_layers, but got [5, 20]."),
+        ({"counts": {"layers": 1}}, "Expected `counts` to be an object of double_layers and single_layers, but got {"),
+        ({"counts": {"single_layers": 10**9}}, "Expected `single_layers` to be a whole number between 0 and 1000, but got"),
+        ({"layers": "9"}, "Expected `setting` to be one of double_layers, single_layers, counts, but got 'layers'."),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_layers_that_do_not_fit(post, settings, sentence):
+    status, answer = post(settings, path="/kleinkit/layers")
+    assert status == 400 and list(answer) == ["error"]
+    assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
+
+
+def test_a_sweep_is_what_the_node_gives(server, post):
+    text = "1, 2.5, 4:10:2, 0:1:0.25"
+    prompt = {
+        "1": {"class_type": "KleinKitSweep", "inputs": {"values": text}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
+    }
+    outcome = api.queue(server, prompt)
+    assert post({"values": text}, path="/kleinkit/sweep") == (200, {"labels": outcome.outputs["2"]["text"]})
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({}, "Expected `values` to be a text, but got None."),
+        ({"values": "a"}, "Expected `values` to be finite numbers or ranges (such as `1, 2.5, 4:10:2`), but got 'a'."),
+        ({"values": "0:1e9:1e-9"}, "Expected `values` to be at most 256 numbers, but got '0:1e9:1e-9'."),
+        ({"values": "1", "value": 1}, "Expected `setting` to be one of values, but got 'value'."),
+    ],
+    ids=str,
+)
+def test_a_sweep_that_is_none(post, settings, sentence):
+    assert post(settings, path="/kleinkit/sweep") == (400, {"error": sentence})
 
 
 @pytest.fixture

@@ -20,6 +20,18 @@ from kleinkit.scheduler.spacing import SPACINGS
 SPEC = json.loads(Path(WORKFLOWS.parent, "docs", "openapi.json").read_text("utf-8"))
 SCHEMAS = SPEC["components"]["schemas"]
 AT_ONCE = 16
+# What fits a text or an object that the description does not tell.
+RULES = {
+    "KleinKitCFG": {"schedule": "interval", "schedule.start": 0.2, "schedule.end": 0.8, "unguided": "unconditional"},
+    "KleinKitSkipLayerGuidance": {"scale": 2.5, "double_layers": "1", "single_layers": "7-9, 12", "mode": "attention"},
+    "KleinKitCFGZeroStar": {"optimized_scale": True, "zero_init_steps": 2},
+    "KleinKitRenorm": {"mode": "token", "strength": 0.5, "shrink_only": False},
+    "KleinKitSlerpCFG": {},
+    "KleinKitImageCFG": {"image_scale": 1.5},
+    "KleinKitBaseUncond": {},
+    "KleinKitAdaptiveGuidance": {"threshold": 0.9},
+}
+TEXTS = {"double_layers": ("", "1-3"), "single_layers": ("9", "7-9, 12"), "values": ("1, 2, 4:10:2", "0.5")}
 LOADER = {"diffusion_model": NANO["flux-2-klein-4b.safetensors"]}
 
 
@@ -36,25 +48,34 @@ def of_operation(path, status):
     return content["content"]["application/json"]["schema"]["$ref"]
 
 
-def values(schema):
-    """A strategy for what fits a schema of the description."""
+def values(schema, name=None):
+    """A strategy for what fits a schema of the description; a text is told by its name."""
     if "$ref" in schema:
-        return values(SCHEMAS[schema["$ref"].rpartition("/")[2]])
+        name = schema["$ref"].rpartition("/")[2]
+        if name == "Rule":
+            return st.sampled_from([{"node": node, "inputs": inputs} for node, inputs in RULES.items()])
+        return values(SCHEMAS[name])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema["type"] == "object":
         properties, required = schema["properties"], schema.get("required", ())
         return st.fixed_dictionaries(
-            {name: values(properties[name]) for name in required},
-            optional={name: values(of) for name, of in properties.items() if name not in required},
+            {name: values(properties[name], name) for name in required},
+            optional={name: values(of, name) for name, of in properties.items() if name not in required},
         )
     if schema.get("description", "").startswith("a name of the node's list"):
         return st.sampled_from(sorted(NANO.values()))
+    if schema["type"] == "boolean":
+        return st.booleans()
+    if schema["type"] == "array":
+        return st.lists(values(schema["items"]), max_size=schema["maxItems"])
     if schema["type"] == "integer":
         factor = schema.get("multipleOf", 1)
         return st.integers(schema["minimum"] // factor, schema["maximum"] // factor).map(lambda number: number * factor)
     if schema["type"] == "number":
         return st.floats(schema["minimum"], schema["maximum"])
+    if name in TEXTS:
+        return st.sampled_from(TEXTS[name])
     return st.lists(st.floats(0, 100), max_size=1000).map(lambda scales: ", ".join(map(str, scales)))
 
 
@@ -136,12 +157,31 @@ def test_many_at_once_are_answered_as_described(post, record_property):
         ("/kleinkit/sigmas", {"steps": 10000, "width": 16384, "height": 16384, "spacing": "beta"}),
         ("/kleinkit/loader", LOADER),
         ("/kleinkit/guidance", {"schedule": "curve", "schedule.scales": "5," * 7000 + "5", "sigmas": {"steps": 1000}}),
+        (
+            "/kleinkit/guidance",
+            {
+                "rules": [
+                    {"node": "KleinKitSkipLayerGuidance", "inputs": {"single_layers": "0-999," * 120, "end": 1.0}},
+                    {"node": "KleinKitAdaptiveGuidance"},
+                ]
+                * 8,
+                "distilled": True,
+                "sigmas": {"steps": 1000},
+            },
+        ),
+        ("/kleinkit/layers", {"double_layers": "0-999," * 1200, "single_layers": "0-999," * 1200}),
+        ("/kleinkit/sweep", {"values": "0:255," + " , " * 5000}),
     ],
 )
 def test_the_most_work_that_one_request_can_ask_for(post, path, settings, record_property):
     start = time.perf_counter()
     assert post(settings, path=path)[0] == 200
     record_property("milliseconds", round((time.perf_counter() - start) * 1000))
+
+
+def test_more_rules_than_a_preview_of_guidance_has(post):
+    status, answer = post({"rules": [{"node": "KleinKitSlerpCFG"}] * 17}, path="/kleinkit/guidance")
+    assert status == 400 and answer["error"].startswith("Expected `rules` to be a list of at most 16 nodes, but got [{'node'")
 
 
 def test_more_steps_than_a_preview_of_guidance_has(post):
@@ -156,10 +196,10 @@ def test_the_routes_answer_while_a_prompt_is_sampled(server, post):
 
     def listen(kind, data):
         if kind == "progress" and not answers:
-            bodies = {path: LOADER if path == "/kleinkit/loader" else {} for path in SPEC["paths"]}
+            bodies = dict.fromkeys(SPEC["paths"], {}) | {"/kleinkit/loader": LOADER, "/kleinkit/sweep": {"values": "1"}}
             answers.extend(post(body, path=path)[0] for path, body in [*bodies.items()] * 10)
             prompts.interrupt(server)
 
     # That it could still be interrupted shows that the answers came while it ran.
     outcome = api.queue(server, prompts.prompt(steps=1000, fault=None), listen)
-    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 30
+    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 50

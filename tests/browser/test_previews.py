@@ -1,0 +1,301 @@
+"""What the pack's nodes show before a run, for the graph that they are in; in both renderers."""
+
+import json
+
+import pytest
+from editor import choose, connect, enter, figure, flux2, run, switch
+from kleinkit.harness import server as api
+from kleinkit.harness.editor import add_node
+from kleinkit.harness.workflow import NANO, WORKFLOWS, for_nano, nodes, put, read
+from playwright.sync_api import expect
+
+DISTILLED, BASE = (NANO[f"flux-2-klein-{variant}4b.safetensors"] for variant in ("", "base-"))
+
+
+def add(page, *kinds):
+    """Nodes beside those that are there; their ids."""
+    first = page.evaluate("app.graph.nodes.length")
+    return [add_node(page, kind, 320 * (number % 4), 480 * (number // 4)) for number, kind in enumerate(kinds, first)]
+
+
+def select(page, node):
+    """Select a node, so that keys are for it."""
+    page.evaluate(
+        """(id) => {
+        app.canvas.selectNode(app.graph.getNodeById(id))
+        app.canvas.canvas.focus()
+    }""",
+        node,
+    )
+
+
+def put_mode(page, node, key):
+    """Bypass (Ctrl+B) or mute (Ctrl+M) a node, or undo it."""
+    select(page, node)
+    was = page.evaluate("(id) => app.graph.getNodeById(id).mode", node)
+    page.keyboard.press(key)
+    page.wait_for_function("([id, was]) => app.graph.getNodeById(id).mode !== was", arg=[node, was])
+    page.evaluate("app.canvas.deselectAll()")
+
+
+BYPASS, MUTE = "Control+b", "Control+m"
+
+
+@pytest.fixture
+def sampled(page):
+    """A loader, a node of guidance and KSampler, 8 steps at cfg 5: their ids."""
+    loader, cfg, sampler = add(page, "KleinKitLoader", "KleinKitCFG", "KSampler")
+    connect(page, (loader, 0, cfg, "model"), (cfg, 0, sampler, "model"))
+    enter(page, sampler, "steps", 8)
+    enter(page, sampler, "cfg", 5)
+    return loader, cfg, sampler
+
+
+def test_a_distilled_model_runs_one_pass_a_step(page, sampled):
+    loader, _, _ = sampled
+    choose(page, loader, "diffusion_model", DISTILLED)
+    expect(figure(page, "8 steps: 8 of 8 passes.")).to_contain_text(
+        "distilled model: cfg 5 counts as 1, and the negative prompt"
+    )
+    expect(figure(page, "distilled: 4 steps, cfg 1. A higher cfg and the negative prompt have no effect.")).to_be_visible()
+    # Nodes 2.0 keeps it among the advanced ones, out of sight.
+    page.evaluate(
+        """(id) => {
+        const widget = app.graph.getNodeById(id).widgets.find(({ name }) => name === "distilled_cfg")
+        widget.value = "allow"
+        widget.callback("allow")
+    }""",
+        loader,
+    )
+    expect(figure(page, "8 steps: 16 of 16 passes.")).not_to_contain_text("counts as 1")
+    expect(figure(page, "`distilled_cfg` allows a higher one.")).to_be_visible()
+    choose(page, loader, "diffusion_model", BASE)
+    expect(figure(page, "base: 50 steps, cfg 4.")).to_be_visible()
+    expect(figure(page, "8 steps: 16 of 16 passes.")).not_to_contain_text("not known")
+
+
+def test_every_rule_between_loader_and_sampler_counts(page, sampled):
+    loader, cfg, sampler = sampled
+    choose(page, loader, "diffusion_model", BASE)
+    zero, skip, adaptive = add(page, "KleinKitCFGZeroStar", "KleinKitSkipLayerGuidance", "KleinKitAdaptiveGuidance")
+    enter(page, skip, "single_layers", 1)
+    connect(page, (loader, 0, zero, "model"), (zero, 0, cfg, "model"))
+    # A first step without a pass, and 7 with two.
+    expect(figure(page, "8 steps: 14 of 16 passes, 13 % saved.")).to_be_visible()
+    connect(page, (cfg, 0, skip, "model"), (skip, 0, sampler, "model"))
+    # In the steps 2, 3 and 4 a third.
+    expect(figure(page, "8 steps: 17 of 16 passes, 6 % more.")).to_be_visible()
+    connect(page, (skip, 0, adaptive, "model"), (adaptive, 0, sampler, "model"))
+    expect(figure(page, "17 of 16 passes")).to_contain_text("fewer once Klein Adaptive Guidance decides")
+    put_mode(page, skip, BYPASS)
+    expect(figure(page, "8 steps: 14 of 16 passes")).to_be_visible()
+
+
+def test_of_two_schedules_the_later_counts(page, sampled):
+    loader, cfg, sampler = sampled
+    choose(page, loader, "diffusion_model", BASE)
+    [later] = add(page, "KleinKitCFG")
+    connect(page, (cfg, 0, later, "model"), (later, 0, sampler, "model"))
+    choose(page, later, "schedule", "interval")
+    enter(page, later, "schedule.end", 0.5)
+    expect(figure(page, "8 steps: 12 of 16 passes")).to_have_count(2)
+    expect(figure(page, "A later Klein CFG takes the place of this one.")).to_have_count(1)
+
+
+def test_what_is_not_known_is_said(page, sampled):
+    loader, cfg, sampler = sampled
+    page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", loader)
+    expect(figure(page, "not known, assumed: a model that is not distilled.")).to_be_visible()
+    theirs, plain = add(page, "PerturbedAttentionGuidance", "UNETLoader")
+    connect(page, (plain, 0, theirs, "model"), (theirs, 0, cfg, "model"))
+    expect(figure(page, "8 steps: 16 of 16 passes. not counted: PerturbedAttentionGuidance.")).to_be_visible()
+    expect(figure(page, "not known")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    "key, says", [(BYPASS, "bypassed: this node changes nothing."), (MUTE, "muted: this node does not run.")]
+)
+def test_a_node_that_is_off_has_no_bright_preview(page, key, says):
+    [node] = add(page, "KleinKitCFG")
+    expect(figure(page, "20 steps")).to_be_visible()
+    put_mode(page, node, key)
+    expect(figure(page, says)).to_have_css("opacity", "0.45")
+    put_mode(page, node, key)
+    expect(figure(page, "20 steps: 40 of 40 passes")).to_have_css("opacity", "1")
+
+
+def test_in_a_subgraph_the_outer_graph_is_known(page, sampled):
+    loader, cfg, sampler = sampled
+    choose(page, loader, "diffusion_model", DISTILLED)
+    scheduler, latent = add(page, "KleinKitScheduler", "EmptyFlux2LatentImage")
+    enter(page, latent, "width", 512)
+    connect(page, (loader, 3, scheduler, "steps"), (latent, 0, scheduler, "latent"), (latent, 0, sampler, "latent_image"))
+    expect(figure(page, flux2(4, 2048))).to_be_visible()
+    outside = page.evaluate(
+        """(ids) => {
+        const { subgraph, node } = app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id))))
+        app.canvas.openSubgraph(subgraph, node)
+        return node.id
+    }""",
+        [cfg, scheduler],
+    )
+    expect(figure(page, flux2(4, 2048))).to_be_visible()
+    expect(figure(page, "8 steps: 8 of 8 passes. distilled model: cfg 5 counts as 1")).to_be_visible()
+    expect(figure(page, "not known")).to_have_count(0)
+    page.evaluate("app.canvas.setGraph(app.rootGraph)")
+    select(page, latent)
+    page.keyboard.press("Delete")
+    page.wait_for_function("(id) => !app.rootGraph.getNodeById(id)", arg=latent)
+    page.evaluate(
+        """(id) => {
+        const node = app.graph.getNodeById(id)
+        app.canvas.openSubgraph(node.subgraph, node)
+    }""",
+        outside,
+    )
+    expect(figure(page, "not known, assumed: 1024×1024")).to_be_visible()
+
+
+def test_sampler_and_loader_in_a_subgraph_are_known_outside(page, sampled):
+    loader, cfg, sampler = sampled
+    choose(page, loader, "diffusion_model", DISTILLED)
+    expect(figure(page, "8 steps: 8 of 8 passes.")).to_be_visible()
+    for one in (loader, sampler):
+        page.evaluate("(id) => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", one)
+    put_mode(page, cfg, BYPASS)
+    put_mode(page, cfg, BYPASS)
+    expect(figure(page, "8 steps: 8 of 8 passes. distilled model: cfg 5 counts as 1")).to_be_visible()
+    expect(figure(page, "not known")).to_have_count(0)
+
+
+def test_the_panel_leaves_a_preview_as_it_is(page):
+    [node] = add(page, "KleinKitCFG")
+    page.evaluate(
+        "(id) => { app.graph.getNodeById(id).setSize([380, 320]); app.canvas.setDirty(true, true) }",
+        node,
+    )
+    expect(figure(page, "20 steps")).to_be_visible()
+    size = """() => {
+        const { width, height } = document.querySelector(".kleinkit-figure").getBoundingClientRect()
+        return [width, height]
+    }"""
+    page.wait_for_function("document.querySelector('.kleinkit-figure').getBoundingClientRect().width > 300")
+    before = page.evaluate(size)
+    toggle = page.get_by_role("button", name="Toggle properties panel")
+    toggle.click()
+    page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", node)
+    panel = page.get_by_test_id("properties-panel")
+    expect(panel).to_contain_text("schedule")
+    page.evaluate("async () => { for (let frame = 0; frame < 10; frame++) await new Promise(requestAnimationFrame) }")
+    assert page.evaluate(size) == before
+    expect(panel.get_by_text("preview", exact=True)).to_have_count(0)
+    toggle.click()
+
+
+def test_a_sweep_that_is_none_is_said_while_it_is_typed(page, errors):
+    [sweep] = add(page, "KleinKitSweep")
+    expect(figure(page, "12 runs: 1, 2, 3, 4, 5, 6, 7, 8, 10, 20, 50, 100.")).to_be_visible()
+    enter(page, sweep, "values", "1:9:2, 0.5")
+    expect(figure(page, "6 runs: 1, 3, 5, 7, 9, 0.5.")).to_be_visible()
+    enter(page, sweep, "values", "one, 2")
+    expect(
+        figure(page, "Expected `values` to be finite numbers or ranges (such as `1, 2.5, 4:10:2`), but got 'one'.")
+    ).to_be_visible()
+    assert len(errors) == 1 and "400" in errors.pop()
+
+
+def test_layers_that_the_model_does_not_have_are_said_while_they_are_typed(page, errors):
+    loader, skip = add(page, "KleinKitLoader", "KleinKitSkipLayerGuidance")
+    enter(page, skip, "double_layers", "1-3, 2")
+    expect(figure(page, "skips double 1–3; single 9.")).to_be_visible()
+    enter(page, skip, "double_layers", "x")
+    expect(figure(page, "Expected `double_layers` to be layers such as `9` or `7-9, 12`, but got 'x'.")).to_be_visible()
+    assert len(errors) == 1 and "400" in errors.pop()
+    enter(page, skip, "double_layers", "")
+    expect(figure(page, "skips single 9.")).to_be_visible()
+    # What nano has is too few for the default.
+    choose(page, loader, "diffusion_model", DISTILLED)
+    connect(page, (loader, 0, skip, "model"))
+    expect(figure(page, "Expected `single_layers` to be layers of this model, 0 to 3")).to_be_visible()
+    assert len(errors) == 1 and "400" in errors.pop()
+    enter(page, skip, "single_layers", "1")
+    expect(figure(page, "skips single 1.")).to_be_visible()
+
+
+def test_a_sweep_counts_its_runs(page, server):
+    api.forget(server)
+    graph = for_nano(read("klein-guidance-study"))
+    [sweep] = nodes(graph, "KleinKitSweep")
+    put(sweep, values="1, 2, 3")
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    page.evaluate("""() => {
+        app.canvas.ds.scale = 1
+        app.canvas.centerOnNode(app.graph.nodes.find((node) => node.type === "KleinKitSweep"))
+    }""")
+    expect(figure(page, "3 runs: 1, 2, 3.")).to_be_visible()
+    page.evaluate("""() => {
+        window.said = []
+        const figure = document.querySelector('.kleinkit-figure[aria-label^="3 runs"]')
+        new MutationObserver(() => said.push(figure.getAttribute("aria-label"))).observe(figure, { attributes: true })
+    }""")
+    assert run(page)["type"] == "execution_success"
+    expect(figure(page, "3 of 3 runs are done: 1, 2, 3.")).to_be_visible()
+    counts = [text.split(" ")[0] for text in page.evaluate("said")]
+    assert sorted(set(counts)) == sorted({"1", "2", "3"} & set(counts)) and counts == sorted(counts)
+
+
+def test_the_size_that_counts_is_said(page):
+    scheduler, latent = add(page, "KleinKitScheduler", "EmptyFlux2LatentImage")
+    expect(figure(page, "for 1024×1024, 4096 tokens.")).not_to_contain_text("width and height are not used")
+    enter(page, latent, "width", 512)
+    connect(page, (latent, 0, scheduler, "latent"))
+    expect(figure(page, flux2(20, 2048))).to_contain_text("The latent's size counts; width and height are not used.")
+    expect(figure(page, "for 512×1024, 2048 tokens.")).to_be_visible()
+    expect(figure(page, "not known")).to_have_count(0)
+
+
+def test_a_fault_of_the_preview_itself_is_called_so(page, errors):
+    [node] = add(page, "KleinKitScheduler")
+    expect(figure(page, "20 steps")).to_be_visible()
+    page.route("**/kleinkit/sigmas", lambda route: route.fulfill(json={}))
+    enter(page, node, "steps", 9)
+    expect(figure(page, "No preview. This preview has a fault:")).not_to_contain_text("server")
+    page.unroute("**/kleinkit/sigmas")
+    assert len(errors) == 1 and "TypeError" in errors.pop()
+
+
+def test_a_model_that_could_not_be_read_is_asked_for_again(page, errors):
+    [loader] = add(page, "KleinKitLoader")
+    sentence = "the file is damaged"
+    page.route("**/kleinkit/loader", lambda route: route.fulfill(status=400, json={"error": sentence}))
+    choose(page, loader, "diffusion_model", BASE)
+    choose(page, loader, "variant", "base")
+    expect(figure(page, f"No preview. {sentence}")).to_be_visible()
+    page.unroute("**/kleinkit/loader")
+    scheduler, cfg = add(page, "KleinKitScheduler", "KleinKitCFG")
+    connect(page, (loader, 3, scheduler, "steps"), (loader, 0, cfg, "model"))
+    expect(figure(page, flux2(50))).to_be_visible()
+    expect(figure(page, "base: 50 steps, cfg 4.")).to_be_visible()
+    assert {"400" in error for error in errors} == {True}
+    errors.clear()
+
+
+def test_symbols_are_explained(page):
+    add(page, "KleinKitScheduler", "KleinKitProbe")
+    head = figure(page, "20 steps, mu").locator(".head")
+    expect(head.get_by_title("mu: how much of the run is spent at high noise")).to_have_text("mu")
+    expect(head.get_by_title("tokens: squares of 16×16 pixels")).to_have_text("tokens")
+    expect(head.get_by_title("σ (sigma): the share of noise")).to_have_text("σ")
+
+
+@pytest.mark.parametrize("language", ["ja", "zh"])
+def test_a_preview_speaks_the_editors_language(page, language):
+    add(page, "KleinKitCFG")
+    texts = json.loads((WORKFLOWS.parent / "locales" / language / "main.json").read_text("utf-8"))["KleinKit"]
+    expect(figure(page, "20 steps")).to_be_visible()
+    page.evaluate("app.loadGraphData(app.graph.serialize())")
+    switch(page, language)
+    said = texts["{steps} steps: {total} of {plain} passes"].format(steps=20, total=40, plain=40)
+    expect(figure(page, said)).to_contain_text(texts["a model that is not distilled"])
+    switch(page, "en")
+    expect(figure(page, "20 steps: 40 of 40 passes")).to_be_visible()

@@ -1,0 +1,47 @@
+"""The editor's previews make of a guidance node the rule that the node itself adds to a model."""
+
+import pytest
+from kleinkit.nano.in_comfyui import random_klein
+
+TYPED = {
+    "KleinKitCFG": {"schedule": "curve", "schedule.scales": "6, 2, 1", "unguided": "unconditional"},
+    "KleinKitCFGZeroStar": {"optimized_scale": False, "zero_init_steps": 3},
+    "KleinKitSkipLayerGuidance": {"scale": 2.0, "double_layers": "1-3", "single_layers": "7, 9", "mode": "attention"},
+    "KleinKitRenorm": {"mode": "channel", "strength": 0.5, "shrink_only": False},
+    "KleinKitImageCFG": {"image_scale": 2.0},
+    "KleinKitAdaptiveGuidance": {"threshold": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein(double_blocks=5, single_blocks=20)
+
+
+@pytest.fixture(scope="module")
+def guidance_nodes(comfy):
+    """`{id: schema}` of the nodes that add a rule to a model."""
+    schemas = {name: node.GET_SCHEMA() for name, node in comfy.NODE_CLASS_MAPPINGS.items() if name.startswith("KleinKit")}
+    return {name: schema for name, schema in schemas.items() if schema.category == "KleinKit/guidance"}
+
+
+def test_previews_know_every_guidance_node_by_its_title(pack, guidance_nodes):
+    titles = {name: schema.display_name for name, schema in guidance_nodes.items()}
+    assert {name: rule.title for name, rule in pack("previews.guidance").RULES.items()} == titles
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["defaults", "typed"])
+def test_a_preview_makes_the_rule_that_the_node_adds(pack, run_node, klein, guidance_nodes, typed):
+    rule_of, key = pack("previews.guidance").rule_of, pack("engine.sampling").RULES
+    for name, schema in guidance_nodes.items():
+        inputs = {one.id: one.default for one in schema.inputs if getattr(one, "default", None) is not None}
+        if name == "KleinKitCFG":
+            inputs |= {"schedule": "constant"}
+        inputs |= TYPED.get(name, {}) if typed else {}
+        of_choice = {of.partition(".")[2]: value for of, value in inputs.items() if "." in of}
+        plain = {of: value for of, value in inputs.items() if "." not in of}
+        if "schedule" in plain:
+            plain["schedule"] = {"schedule": plain["schedule"]} | of_choice
+        others = {"base_model": random_klein(1, double_blocks=5, single_blocks=20)} if name == "KleinKitBaseUncond" else {}
+        guided = run_node(name, model=klein, **plain, **others)[0]
+        assert guided.model_options[key][-1] == rule_of({"node": name, "inputs": inputs}), name
