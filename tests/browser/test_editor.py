@@ -2,79 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from editor import body, choose, enter, frontend, in_vue, run, values
+from editor import FILE, HTML, body, choose, enter, frontend, in_vue, keep, run, values
 from kleinkit.harness import server as api
-from kleinkit.harness.editor import add_node, chromium, clear, open_editor
+from kleinkit.harness.editor import add_node
 from kleinkit.harness.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
-
-SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
-RENDERERS = {"classic": False, "nodes2": True}
-HTML = "<img src=x onerror=hacked=1>"
-FILE = f"klein {HTML}.safetensors"
-expect.set_options(timeout=60_000)
-
-
-@pytest.fixture(scope="module")
-def files(server):
-    """A model whose name is HTML, and something under the names that the workflows ask after."""
-    models = server.base / "models"
-    nano = models / "diffusion_models" / next(iter(NANO.values()))
-    wanted = {
-        models / file["directory"] / file["name"]
-        for workflow in names()
-        for node in read(workflow)["nodes"]
-        for file in node["properties"].get("models", ())
-    } | {models / "diffusion_models" / FILE}
-    for path in wanted:
-        path.parent.mkdir(exist_ok=True)
-        path.hardlink_to(nano)
-    yield
-    for path in wanted:
-        path.unlink()
-
-
-@pytest.fixture(scope="module")
-def window(server, files):
-    """`(page, errors)` of one editor for all tests."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with chromium() as browser:
-        yield open_editor(browser, server)
-
-
-@pytest.fixture(scope="module", params=RENDERERS)
-def renderer(window, request):
-    page, _ = window
-    page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", RENDERERS[request.param])
-    return request.param
-
-
-@pytest.fixture
-def errors(window):
-    return window[1]
-
-
-def keep(page, name):
-    """A screenshot among the files of the run."""
-    page.screenshot(path=SCREENSHOTS / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.png")
-
-
-@pytest.fixture
-def page(window, renderer, request):
-    """The editor with an empty graph. After every test there is a screenshot, and no error of any script."""
-    page, errors = window
-    # What a failed test may have left open.
-    page.keyboard.press("Escape")
-    clear(page)
-    yield page
-    keep(page, request.node.name)
-    found = errors.copy()
-    errors.clear()
-    assert found == [] and not page.evaluate("window.hacked")
 
 
 def figure(page, text=""):
@@ -260,28 +195,6 @@ def test_a_workflow_opens_and_keeps_its_values(page, name):
                 entries.pop(str(node["id"]))
     assert unknown == [] and kept == [saved, saved]
     expect(page.get_by_role("dialog")).to_have_count(0)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.parent.glob("subgraphs/*.json")))
-def test_a_blueprint_from_the_node_library_runs(page, name):
-    # The key that opens and closes the node library.
-    page.keyboard.press("n")
-    page.get_by_placeholder("Search").first.fill(name)
-    page.get_by_text(name).first.click()
-    page.mouse.click(700, 250)
-    page.wait_for_function("app.graph.nodes.length")
-    page.keyboard.press("n")
-    assert page.evaluate("[app.graph.nodes[0].title, app.graph.nodes[0].isSubgraphNode()]") == [name, True]
-    # The node is still growing: a click on a widget would miss it.
-    page.evaluate(
-        """([shown, pixels]) => {
-        const [node] = app.graph.nodes
-        for (const side of ["width", "height"]) node.widgets.find(({ name }) => name === side).value = pixels
-        node.connect(0, app.graph.getNodeById(shown), 0)
-    }""",
-        [add_node(page, "PreviewImage", 500), NANO_PIXELS],
-    )
-    assert run(page)["type"] == "execution_success"
 
 
 def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):

@@ -1,0 +1,63 @@
+"""The editor in one browser, in both of its renderers, with what the pack's workflows ask for."""
+
+import pytest
+from editor import FILE, SCREENSHOTS, keep
+from kleinkit.harness.editor import chromium, clear, open_editor
+from kleinkit.harness.workflow import NANO, names, read
+from playwright.sync_api import expect
+
+RENDERERS = {"classic": False, "nodes2": True}
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def files(server):
+    """A model whose name is HTML, and something under the names that the workflows ask after."""
+    models = server.base / "models"
+    nano = models / "diffusion_models" / next(iter(NANO.values()))
+    wanted = {
+        models / file["directory"] / file["name"]
+        for workflow in names()
+        for node in read(workflow)["nodes"]
+        for file in node["properties"].get("models", ())
+    } | {models / "diffusion_models" / FILE}
+    for path in wanted:
+        path.parent.mkdir(exist_ok=True)
+        path.hardlink_to(nano)
+    yield
+    for path in wanted:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def window(server, files):
+    """`(page, errors)` of one editor for all tests."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser:
+        yield open_editor(browser, server)
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def renderer(window, request):
+    page, _ = window
+    page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", RENDERERS[request.param])
+    return request.param
+
+
+@pytest.fixture
+def errors(window):
+    return window[1]
+
+
+@pytest.fixture
+def page(window, renderer, request):
+    """The editor with an empty graph. After every test there is a screenshot, and no error of any script."""
+    page, errors = window
+    # What a failed test may have left open.
+    page.keyboard.press("Escape")
+    clear(page)
+    yield page
+    keep(page, request.node.name)
+    found = errors.copy()
+    errors.clear()
+    assert found == [] and not page.evaluate("window.hacked")
