@@ -18,7 +18,9 @@ from .workflow import as_prompt, change, for_nano, read
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".demo"
-FIRST, STUDY = "klein-first-picture", "klein-guidance-study"
+FIRST, STUDY = "1 Klein First Picture", "7 Klein Guidance Study"
+# Its name in the address of the demo, which takes no spaces.
+LINK = "klein-first-picture"
 # A folder of custom nodes that holds nothing but the workflow as this server can run it.
 TEMPLATES = "KleinKitDemo"
 BAR = 30
@@ -134,8 +136,8 @@ def serve(port, show):
     (templates.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", "utf-8")
     with with_comfyui(DEMO, port) as server:
         graph = first_picture(installed_klein(server))
-        (templates / f"{FIRST}.json").write_text(json.dumps(graph), "utf-8")
-        address = f"{server.url}/?template={FIRST}&source={TEMPLATES}"
+        (templates / f"{LINK}.json").write_text(json.dumps(graph), "utf-8")
+        address = f"{server.url}/?template={LINK}&source={TEMPLATES}"
         print(f"ComfyUI with KleinKit: {address}\nCtrl-C ends it.", flush=True)
         if show:
             webbrowser.open(address)

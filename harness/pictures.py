@@ -6,16 +6,18 @@ from pathlib import Path
 from PIL import Image
 
 from . import server as api
-from .demo import FIRST, show_progress, with_comfyui
+from .demo import FIRST, STUDY, show_progress, with_comfyui
 from .editor import chromium, open_editor
 from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
 
 ASSETS = WORKFLOWS.parent / "assets"
 # What the README shows of a workflow, besides the first in the editor: its last picture.
-SHOWN = {"klein-guidance-study": "guidance-study", "klein-probe-and-report": "report"}
+REPORT = "8 Klein Probe and Report"
+SHOWN = {STUDY: "guidance-study", REPORT: "report"}
+SCREENSHOT = "klein-first-picture.jpg"
 # The last pictures of these are on help pages too, as they are.
 PAGES = WORKFLOWS.parent / "web" / "docs"
-EXPLAINED = {"klein-guidance-study": "KleinKitContactSheet", "klein-probe-and-report": "KleinKitReport"}
+EXPLAINED = {STUDY: "KleinKitContactSheet", REPORT: "KleinKitReport"}
 # Of a thumbnail, and of a picture of the README.
 THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
 PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
@@ -106,4 +108,4 @@ def main(arguments):
             save(side_by_side(pictures), WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)
-        save(screenshot(server, FIRST), ASSETS / f"{FIRST}.jpg", EDITOR, PICTURE_BYTES)
+        save(screenshot(server, FIRST), ASSETS / SCREENSHOT, EDITOR, PICTURE_BYTES)

@@ -1,4 +1,4 @@
-"""The pack's subgraph blueprints in ComfyUI's editor: what is typed into one is what runs, also after it was saved or copied."""
+"""The pack's subgraph blueprints in the editor: what is typed into one is what runs, also after it was saved or copied."""
 
 import pytest
 from editor import body, choose, enter, in_vue, run
@@ -27,6 +27,8 @@ def drop(page, name):
     page.wait_for_function("app.graph.nodes.length")
     page.keyboard.press("n")
     assert page.evaluate("[app.graph.nodes[0].title, app.graph.nodes[0].isSubgraphNode()]") == [name, True]
+    # Some editors put it below the window's edge.
+    page.evaluate("app.canvas.centerOnNode(app.graph.nodes[0])")
     settle(page)
     return page.evaluate("app.graph.nodes[0].id")
 

@@ -8,7 +8,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from editor import FILE, HTML, body, choose, enter, frontend, in_vue, keep, run, values
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
-from kleinkit.harness.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
+from kleinkit.harness.workflow import NANO, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 
@@ -216,7 +216,7 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
 
 
 def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
-    graph = for_nano(read("klein-text-to-image-distilled"))
+    graph = for_nano(read("2 Klein Text to Image (Distilled)"))
     [loader] = nodes(graph, "KleinKitLoader")
     put(loader, diffusion_model=FILE)
     for prompt in nodes(graph, "CLIPTextEncode"):
@@ -234,7 +234,7 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
 
 def test_a_probe_draws_a_run_while_it_goes(page, server):
     api.forget(server)
-    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("klein-probe-and-report")))
+    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("8 Klein Probe and Report")))
     # From afar the editor draws no widgets.
     page.evaluate("""() => {
         app.canvas.ds.scale = 1

@@ -23,7 +23,7 @@ NOWHERE = "http://127.0.0.1:1"
 @pytest.fixture
 def study():
     """The guidance study as a prompt of two steps."""
-    return prompts.of_workflow("klein-guidance-study", steps=2, values=VALUES)
+    return prompts.of_workflow("7 Klein Guidance Study", steps=2, values=VALUES)
 
 
 def test_a_sweep_survives_a_server_that_ends(server, study, tmp_path, comfyui, capsys):
@@ -65,4 +65,4 @@ def test_prompts_of_a_sweep(study):
 
 def test_a_workflow_without_a_sweep_is_refused():
     with pytest.raises(ValueError, match="^Expected a workflow with one KleinKitSweep, but got 0"):
-        split(as_prompt(read("klein-first-picture")))
+        split(as_prompt(read("1 Klein First Picture")))
