@@ -101,6 +101,12 @@ def show_progress(prompt):
     return listen
 
 
+def in_order(server, outcome):
+    """The paths of the pictures that a workflow's prompt saved, in the order of its nodes: a sheet comes last."""
+    ordered = dict(sorted(outcome.outputs.items(), key=lambda item: int(item[0])))
+    return api.pictures(server, outcome._replace(outputs=ordered))
+
+
 def demo():
     """Make the picture; its path."""
     start = time.monotonic()
@@ -119,7 +125,7 @@ def demo():
         print()
         if outcome.error:
             raise RuntimeError("\n".join(api.sentences(outcome.error)))
-        [picture] = api.pictures(server, outcome)
+        *_, picture = in_order(server, outcome)
         path = DEMO / f"KleinKit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.png"
         shutil.copyfile(picture, path)
     for line in re.findall(r"KleinKit: (\d+ steps, .*)", outcome.log):

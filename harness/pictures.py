@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import server as api
-from .demo import FIRST, STUDY, show_progress, with_comfyui
+from .demo import FIRST, STUDY, in_order, show_progress, with_comfyui
 from .editor import chromium, open_editor
 from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
 
@@ -39,8 +39,7 @@ def run(server, name):
     print()
     if outcome.error:
         raise RuntimeError(f"{name}: " + "\n".join(api.sentences(outcome.error)))
-    ordered = dict(sorted(outcome.outputs.items(), key=lambda item: int(item[0])))
-    return [Image.open(path).convert("RGB") for path in api.pictures(server, outcome._replace(outputs=ordered))]
+    return [Image.open(path).convert("RGB") for path in in_order(server, outcome)]
 
 
 def side_by_side(pictures):
@@ -105,7 +104,12 @@ def main(arguments):
             pictures = run(server, name)
             if name in EXPLAINED:
                 pictures[-1].save(PAGES / f"{EXPLAINED[name]}.png", optimize=True)
-            save(side_by_side(pictures), WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
+            save(
+                side_by_side(pictures[-1:] if name == STUDY else pictures),
+                WORKFLOWS / f"{name}.jpg",
+                THUMBNAIL,
+                THUMBNAIL_BYTES,
+            )
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)
         save(screenshot(server, FIRST), ASSETS / SCREENSHOT, EDITOR, PICTURE_BYTES)

@@ -3,7 +3,7 @@
 import pytest
 from editor import body, choose, enter, in_vue, run
 from kleinkit.harness.editor import add_node, clear
-from kleinkit.harness.workflow import NANO_PIXELS, WORKFLOWS
+from kleinkit.harness.workflow import NANO_PIXELS, WORKFLOWS, names, read
 
 BLUEPRINTS = sorted(path.stem for path in WORKFLOWS.parent.glob("subgraphs/*.json"))
 TITLES = {"prompt": "Prompt", "negative_prompt": "Negative prompt"}
@@ -163,3 +163,17 @@ def test_it_runs(page, dropped):
         [dropped, add_node(page, "PreviewImage", 500)],
     )
     assert run(page)["type"] == "execution_success"
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_workflow_can_be_read_as_it_opens(page, name):
+    scale = page.evaluate(
+        """async (graph) => {
+        await app.loadGraphData(graph)
+        await new Promise((resolve) => setTimeout(resolve, 500))
+        return app.canvas.ds.scale
+    }""",
+        read(name),
+    )
+    # Below a height of 8 pixels the classic renderer draws no text; it is 14 high.
+    assert 14 * scale >= 8
