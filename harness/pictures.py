@@ -21,7 +21,7 @@ EXPLAINED = {STUDY: "KleinKitContactSheet", REPORT: "KleinKitReport"}
 # Of a thumbnail, and of a picture of the README.
 THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
 PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
-EDITOR = (1800, 760)
+EDITOR = (1400, 900)
 
 
 def for_installed(graph, server):
@@ -80,8 +80,9 @@ def screenshot(server, name):
             const rects = app.graph.nodes.map((node) => node.getBounding()), { ds } = app.canvas
             const [left, top] = [0, 1].map((i) => Math.min(...rects.map((rect) => rect[i])))
             const [right, bottom] = [0, 1].map((i) => Math.max(...rects.map((rect) => rect[i] + rect[i + 2])))
-            ds.scale = Math.min((width - 90) / (right - left), (height - 130) / (bottom - top))
-            ds.offset = [70 / ds.scale - left, 110 / ds.scale - top]
+            // The groups' headings and the wires above them take 70 more.
+            ds.scale = Math.min((width - 90) / (right - left), (height - 130) / (bottom - top + 70))
+            ds.offset = [75 / ds.scale - left, 110 / ds.scale - top + 70]
             const ended = new Promise((resolve) => app.api.addEventListener("execution_success", resolve))
             await app.queuePrompt(0)
             await ended
@@ -104,12 +105,9 @@ def main(arguments):
             pictures = run(server, name)
             if name in EXPLAINED:
                 pictures[-1].save(PAGES / f"{EXPLAINED[name]}.png", optimize=True)
-            save(
-                side_by_side(pictures[-1:] if name == STUDY else pictures),
-                WORKFLOWS / f"{name}.jpg",
-                THUMBNAIL,
-                THUMBNAIL_BYTES,
-            )
+            # A study's sheet has all its pictures on it.
+            shown = side_by_side(pictures[-1:] if name == STUDY else pictures)
+            save(shown, WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)
         save(screenshot(server, FIRST), ASSETS / SCREENSHOT, EDITOR, PICTURE_BYTES)
