@@ -1,6 +1,7 @@
 """The workflows that the pack ships, on the nano family over the API queue."""
 
 import itertools
+from urllib.parse import quote
 
 import numpy as np
 import prompts
@@ -34,6 +35,13 @@ def test_inputs_are_those_of_the_nodes(known, name):
         inputs = known[node["class_type"]]["input"]
         # Those that a choice brings are named after it.
         assert {key.partition(".")[0] for key in node["inputs"]} <= {key for group in inputs.values() for key in group}
+
+
+def test_the_template_browser_shows_titles_in_words(server):
+    assert sorted(api.get(server, "/workflow_templates")[api.PACK]) == names()
+    for number, name in enumerate(names(), 1):
+        assert name.startswith(f"{number} Klein ") and "-" not in name
+        assert api.get(server, f"/api/workflow_templates/{api.PACK}/{quote(name)}.json") == read(name)
 
 
 @every_workflow
