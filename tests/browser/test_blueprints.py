@@ -175,5 +175,5 @@ def test_a_workflow_can_be_read_as_it_opens(page, name):
     }""",
         read(name),
     )
-    # Below a height of 8 pixels the classic renderer draws no text; it is 14 high.
-    assert 14 * scale >= 8
+    # Text is 14 high. Below 8 pixels the classic renderer draws none; Nodes 2.0 does, and its older ones stretch the graph.
+    assert 14 * scale >= (6 if in_vue(page) else 8)
