@@ -18,7 +18,9 @@ from .workflow import as_prompt, change, for_nano, read
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".demo"
-FIRST, STUDY = "klein-first-picture", "klein-guidance-study"
+FIRST, STUDY = "1 Klein First Picture", "7 Klein Guidance Study"
+# Its name in the address of the demo, which takes no spaces.
+LINK = "klein-first-picture"
 # A folder of custom nodes that holds nothing but the workflow as this server can run it.
 TEMPLATES = "KleinKitDemo"
 BAR = 30
@@ -99,6 +101,12 @@ def show_progress(prompt):
     return listen
 
 
+def in_order(server, outcome):
+    """The paths of the pictures that a workflow's prompt saved, in the order of its nodes: a sheet comes last."""
+    ordered = dict(sorted(outcome.outputs.items(), key=lambda item: int(item[0])))
+    return api.pictures(server, outcome._replace(outputs=ordered))
+
+
 def demo():
     """Make the picture; its path."""
     start = time.monotonic()
@@ -117,7 +125,7 @@ def demo():
         print()
         if outcome.error:
             raise RuntimeError("\n".join(api.sentences(outcome.error)))
-        [picture] = api.pictures(server, outcome)
+        *_, picture = in_order(server, outcome)
         path = DEMO / f"KleinKit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.png"
         shutil.copyfile(picture, path)
     for line in re.findall(r"KleinKit: (\d+ steps, .*)", outcome.log):
@@ -134,8 +142,8 @@ def serve(port, show):
     (templates.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", "utf-8")
     with with_comfyui(DEMO, port) as server:
         graph = first_picture(installed_klein(server))
-        (templates / f"{FIRST}.json").write_text(json.dumps(graph), "utf-8")
-        address = f"{server.url}/?template={FIRST}&source={TEMPLATES}"
+        (templates / f"{LINK}.json").write_text(json.dumps(graph), "utf-8")
+        address = f"{server.url}/?template={LINK}&source={TEMPLATES}"
         print(f"ComfyUI with KleinKit: {address}\nCtrl-C ends it.", flush=True)
         if show:
             webbrowser.open(address)

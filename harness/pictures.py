@@ -6,17 +6,19 @@ from pathlib import Path
 from PIL import Image
 
 from . import server as api
-from .demo import FIRST, show_progress, with_comfyui
+from .demo import FIRST, STUDY, in_order, show_progress, with_comfyui
 from .editor import chromium, open_editor
 from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
 
 ASSETS = WORKFLOWS.parent / "assets"
 # What the README shows of a workflow, besides the first in the editor: its last picture.
-SHOWN = {"klein-guidance-study": "guidance-study", "klein-probe-and-report": "report"}
+REPORT = "8 Klein Probe and Report"
+SHOWN = {STUDY: "guidance-study", REPORT: "report"}
+SCREENSHOT = "klein-first-picture.jpg"
 # Of a thumbnail, and of a picture of the README.
 THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
 PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
-EDITOR = (1800, 760)
+EDITOR = (1400, 900)
 
 
 def for_installed(graph, server):
@@ -34,8 +36,7 @@ def run(server, name):
     print()
     if outcome.error:
         raise RuntimeError(f"{name}: " + "\n".join(api.sentences(outcome.error)))
-    ordered = dict(sorted(outcome.outputs.items(), key=lambda item: int(item[0])))
-    return [Image.open(path).convert("RGB") for path in api.pictures(server, outcome._replace(outputs=ordered))]
+    return [Image.open(path).convert("RGB") for path in in_order(server, outcome)]
 
 
 def side_by_side(pictures):
@@ -76,8 +77,9 @@ def screenshot(server, name):
             const rects = app.graph.nodes.map((node) => node.getBounding()), { ds } = app.canvas
             const [left, top] = [0, 1].map((i) => Math.min(...rects.map((rect) => rect[i])))
             const [right, bottom] = [0, 1].map((i) => Math.max(...rects.map((rect) => rect[i] + rect[i + 2])))
-            ds.scale = Math.min((width - 90) / (right - left), (height - 130) / (bottom - top))
-            ds.offset = [70 / ds.scale - left, 110 / ds.scale - top]
+            // The groups' headings and the wires above them take 70 more.
+            ds.scale = Math.min((width - 90) / (right - left), (height - 130) / (bottom - top + 70))
+            ds.offset = [75 / ds.scale - left, 110 / ds.scale - top + 70]
             const ended = new Promise((resolve) => app.api.addEventListener("execution_success", resolve))
             await app.queuePrompt(0)
             await ended
@@ -98,7 +100,9 @@ def main(arguments):
     ):
         for name in names():
             pictures = run(server, name)
-            save(side_by_side(pictures), WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
+            # A study's sheet has all its pictures on it.
+            shown = side_by_side(pictures[-1:] if name == STUDY else pictures)
+            save(shown, WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)
-        save(screenshot(server, FIRST), ASSETS / f"{FIRST}.jpg", EDITOR, PICTURE_BYTES)
+        save(screenshot(server, FIRST), ASSETS / SCREENSHOT, EDITOR, PICTURE_BYTES)

@@ -264,7 +264,7 @@ class KleinKitImageCFG(io.ComfyNode):
             display_name="Klein Image CFG",
             description="For edits: gives the reference image a guidance scale of its own. Above 1 the result stays closer to "
             "the reference. Costs one more pass; at 1 none.",
-            search_aliases=["image guidance", "edit", "reference", "instruct pix2pix"],
+            search_aliases=["image guidance", "flux klein edit", "edit", "reference", "instruct pix2pix"],
             inputs=[
                 io.Float.Input(
                     "image_scale",

@@ -63,7 +63,17 @@ class KleinKitScheduler(io.ComfyNode):
             display_name="Klein Scheduler",
             category="KleinKit/sampling",
             description="The sigmas of FLUX.2 [klein], for the size of the picture and the number of steps.",
-            search_aliases=["sigmas", "flux2 scheduler", "mu", "time shift", "denoise", "karras", "beta", "noise schedule"],
+            search_aliases=[
+                "sigmas",
+                "flux2 scheduler",
+                "mu",
+                "time shift",
+                "denoise",
+                "karras",
+                "beta",
+                "noise schedule",
+                "img2img",
+            ],
             inputs=[
                 _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base."),
                 _number("width", 1024, 1, "Width in pixels. Not used when a latent is connected."),

@@ -21,7 +21,7 @@ class KleinKitSweep(io.ComfyNode):
             category="KleinKit/study",
             description="A list of numbers: whatever is connected runs once for each of them, in one prompt. Connect it to cfg "
             "or to any other number, and the pictures to Klein Contact Sheet.",
-            search_aliases=["xy plot", "grid", "list of numbers", "cfg study", "range"],
+            search_aliases=["xy plot", "grid", "list of numbers", "cfg study", "compare cfg", "range"],
             inputs=[
                 io.String.Input(
                     "values",
@@ -61,7 +61,7 @@ class KleinKitContactSheet(io.ComfyNode):
             category="KleinKit/study",
             description="All pictures of a list or a batch side by side on one sheet, each with its label. No picture is "
             "scaled.",
-            search_aliases=["xy plot", "image grid", "compare images", "labelled grid"],
+            search_aliases=["xy plot", "image grid", "compare images", "compare cfg", "labelled grid"],
             inputs=[
                 io.Image.Input("images", tooltip="A list of pictures, of batches too; sizes may differ."),
                 io.String.Input(

@@ -1,4 +1,4 @@
-"""The editor in a browser, for each of its renderers, with an empty graph for each test."""
+"""The editor in one browser, in both of its renderers, with what the pack's workflows ask for."""
 
 import pytest
 from editor import FILE, keep

@@ -7,7 +7,7 @@ import pytest
 from editor import FILE, HTML, body, choose, enter, figure, flux2, frontend, in_vue, keep, run, switch, values
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
-from kleinkit.harness.workflow import NANO, NANO_PIXELS, WORKFLOWS, for_nano, names, nodes, put, read
+from kleinkit.harness.workflow import NANO, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 
@@ -189,28 +189,6 @@ def test_a_workflow_opens_and_keeps_its_values(page, name):
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.parent.glob("subgraphs/*.json")))
-def test_a_blueprint_from_the_node_library_runs(page, name):
-    # The key that opens and closes the node library.
-    page.keyboard.press("n")
-    page.get_by_placeholder("Search").first.fill(name)
-    page.get_by_text(name).first.click()
-    page.mouse.click(700, 250)
-    page.wait_for_function("app.graph.nodes.length")
-    page.keyboard.press("n")
-    assert page.evaluate("[app.graph.nodes[0].title, app.graph.nodes[0].isSubgraphNode()]") == [name, True]
-    # The node is still growing: a click on a widget would miss it.
-    page.evaluate(
-        """([shown, pixels]) => {
-        const [node] = app.graph.nodes
-        for (const side of ["width", "height"]) node.widgets.find(({ name }) => name === side).value = pixels
-        node.connect(0, app.graph.getNodeById(shown), 0)
-    }""",
-        [add_node(page, "PreviewImage", 500), NANO_PIXELS],
-    )
-    assert run(page)["type"] == "execution_success"
-
-
 def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     node = add_node(page, "KleinKitScheduler")
     choose(page, node, "shift", "flux1")
@@ -230,7 +208,7 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
 
 
 def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
-    graph = for_nano(read("klein-text-to-image-distilled"))
+    graph = for_nano(read("2 Klein Text to Image (Distilled)"))
     [loader] = nodes(graph, "KleinKitLoader")
     put(loader, diffusion_model=FILE)
     for prompt in nodes(graph, "CLIPTextEncode"):
@@ -248,7 +226,7 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
 
 def test_a_probe_draws_a_run_while_it_goes(page, server):
     api.forget(server)
-    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("klein-probe-and-report")))
+    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("8 Klein Probe and Report")))
     # From afar the editor draws no widgets.
     page.evaluate("""() => {
         app.canvas.ds.scale = 1

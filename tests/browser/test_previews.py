@@ -224,7 +224,7 @@ def test_layers_that_the_model_does_not_have_are_said_while_they_are_typed(page,
 
 def test_a_sweep_counts_its_runs(page, server):
     api.forget(server)
-    graph = for_nano(read("klein-guidance-study"))
+    graph = for_nano(read("7 Klein Guidance Study"))
     [sweep] = nodes(graph, "KleinKitSweep")
     put(sweep, values="1, 2, 3")
     page.evaluate("(graph) => app.loadGraphData(graph)", graph)

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from playwright.sync_api import TimeoutError
 
+TRIES = 10
 SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
 HTML = "<img src=x onerror=hacked=1>"
 FILE = f"klein {HTML}.safetensors"
@@ -41,14 +43,26 @@ def click_widget(page, node, name):
     page.mouse.click(x, y)
 
 
+def open_widget(page, node, name, opened):
+    """Click a widget in the classic renderer until what that opens is there, a locator: a busy editor misses a click."""
+    for _ in range(TRIES):
+        click_widget(page, node, name)
+        try:
+            opened.first.wait_for(timeout=5000)
+            return
+        except TimeoutError:
+            continue
+    raise AssertionError(f"A click on {name} opens nothing.")
+
+
 def enter(page, node, name, value):
     """Type a number or a text into a widget."""
     if in_vue(page):
         field = body(page, node).get_by_label(name, exact=True)
         field = field.get_by_role("spinbutton").or_(field.and_(page.get_by_role("textbox"))).first
     else:
-        click_widget(page, node, name)
         field = page.locator(".graphdialog .value")
+        open_widget(page, node, name, field)
     field.fill(str(value))
     field.press("Enter")
 
@@ -59,8 +73,9 @@ def choose(page, node, name, value):
         body(page, node).get_by_role("combobox", name=name, exact=True).click()
         page.get_by_role("option", name=value, exact=True).click()
     else:
-        click_widget(page, node, name)
-        page.locator(".litemenu-entry").get_by_text(value, exact=True).click()
+        entry = page.locator(".litemenu-entry").get_by_text(value, exact=True)
+        open_widget(page, node, name, entry)
+        entry.click()
 
 
 def values(page, node):

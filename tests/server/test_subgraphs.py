@@ -4,7 +4,7 @@ import json
 
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.harness.workflow import WORKFLOWS, as_prompt, for_nano
+from kleinkit.harness.workflow import WORKFLOWS, as_prompt, for_nano, widgets
 
 BLUEPRINTS = sorted(WORKFLOWS.parent.glob("subgraphs/*.json"))
 # The node ids that a subgraph's own inputs and outputs have in its links.
@@ -50,6 +50,20 @@ def test_the_node_shows_the_subgraphs_inputs_and_outputs(path):
         assert [(slot["name"], slot["type"]) for slot in node[slots]] == [
             (slot["name"], slot["type"]) for slot in subgraph[slots]
         ]
+
+
+@every_blueprint
+def test_the_node_shows_what_is_inside(path):
+    """Without `proxyWidgets`: newer editors quarantine one of its forms, the oldest the other, and what is typed is lost."""
+    node, subgraph = parts(path)
+    shown = dict(zip((entry["name"] for entry in node["inputs"]), node["widgets_values"], strict=True))
+    assert "proxyWidgets" not in node["properties"] and len(shown) == len(node["inputs"])
+    by_id, links = {inner["id"]: inner for inner in subgraph["nodes"]}, {link["id"]: link for link in subgraph["links"]}
+    for entry in subgraph["inputs"]:
+        [link] = [links[link] for link in entry["linkIds"]]
+        inner = by_id[link["target_id"]]
+        name = inner["inputs"][link["target_slot"]]["name"]
+        assert shown[entry["name"]] == inner["widgets_values"][widgets(inner).index(name)]
 
 
 @every_blueprint

@@ -1,6 +1,7 @@
 """The workflows that the pack ships, on the nano family over the API queue."""
 
 import itertools
+from urllib.parse import quote
 
 import numpy as np
 import prompts
@@ -9,7 +10,7 @@ from kleinkit.harness import server as api
 from kleinkit.harness.workflow import NANO, NOTES, WORKFLOWS, as_prompt, names, nodes, read
 from PIL import Image
 
-TITLE_BAR = 30
+TITLE_BAR, SLOTS = 30, 20
 # Where ComfyUI has the official files from, and Black Forest Labs' own.
 FILES = {*NANO, "qwen_3_4b.safetensors", "flux2-vae.safetensors"}
 MOST_BYTES = 60_000
@@ -34,6 +35,13 @@ def test_inputs_are_those_of_the_nodes(known, name):
         inputs = known[node["class_type"]]["input"]
         # Those that a choice brings are named after it.
         assert {key.partition(".")[0] for key in node["inputs"]} <= {key for group in inputs.values() for key in group}
+
+
+def test_the_template_browser_shows_titles_in_words(server):
+    assert sorted(api.get(server, "/workflow_templates")[api.PACK]) == names()
+    for number, name in enumerate(names(), 1):
+        assert name.startswith(f"{number} Klein ") and "-" not in name
+        assert api.get(server, f"/api/workflow_templates/{api.PACK}/{quote(name)}.json") == read(name)
 
 
 @every_workflow
@@ -61,6 +69,66 @@ def test_nodes_do_not_overlap(name):
         (left, top, right, bottom), (left2, top2, right2, bottom2) = rectangle(one), rectangle(other)
         apart = right < left2 or right2 < left or bottom < top2 or bottom2 < top
         assert apart, f"{one['type']} {one['id']} and {other['type']} {other['id']}"
+
+
+@every_workflow
+def test_what_is_no_note_is_in_a_group(name):
+    graph = read(name)
+    for node in graph["nodes"]:
+        left, top, right, bottom = rectangle(node)
+        around = [
+            group["title"]
+            for group in graph["groups"]
+            if group["bounding"][0] < left
+            and group["bounding"][1] < top
+            and group["bounding"][0] + group["bounding"][2] > right
+            and group["bounding"][1] + group["bounding"][3] > bottom
+        ]
+        assert len(around) == (node["type"] not in NOTES), f"{node['type']} {node['id']}: {around}"
+
+
+@every_workflow
+def test_no_node_hides_a_model_or_a_vae_wire(name):
+    graph = read(name)
+    by_id = {node["id"]: node for node in graph["nodes"]}
+    bends = {bend["id"]: bend for bend in graph["extra"].get("reroutes", ())}
+    last = {link["id"]: link["parentId"] for link in graph["extra"].get("linkExtensions", ())}
+    for link, origin, slot, target, into, kind in graph["links"]:
+        if kind not in ("MODEL", "VAE"):
+            continue
+        way, bend = [place(by_id[target], into)], last.get(link)
+        while bend is not None:
+            way, bend = [bends[bend]["pos"], *way], bends[bend].get("parentId")
+        way = [place(by_id[origin], slot, right=True), *way]
+        for point in along(way):
+            hidden = [node["id"] for node in graph["nodes"] if inside(point, rectangle(node))]
+            assert hidden == [], f"{kind} from {origin} to {target} at {point}"
+
+
+def place(node, slot, right=False):
+    """Where a node's slot is: on its right for outputs."""
+    return node["pos"][0] + right * node["size"][0], node["pos"][1] + SLOTS * (slot + 0.7)
+
+
+def along(way):
+    """Points of straight lines from point to point."""
+    for (x, y), (x2, y2) in itertools.pairwise(way):
+        for part in np.linspace(0, 1, 50):
+            yield x + part * (x2 - x), y + part * (y2 - y)
+
+
+def inside(point, sides):
+    (x, y), (left, top, right, bottom) = point, sides
+    return left < x < right and top < y < bottom
+
+
+@every_workflow
+def test_the_size_of_a_run_is_typed_once(name):
+    graph = read(name)
+    assert len(nodes(graph, "EmptyFlux2LatentImage")) == 1
+    for node in nodes(graph, "KleinKitScheduler"):
+        [latent] = [entry for entry in node["inputs"] if entry["name"] == "latent"]
+        assert latent["link"] is not None
 
 
 @every_workflow

@@ -1,0 +1,179 @@
+"""The pack's subgraph blueprints in the editor: what is typed into one is what runs, also after it was saved or copied."""
+
+import pytest
+from editor import body, choose, enter, in_vue, run
+from kleinkit.harness.editor import add_node, clear
+from kleinkit.harness.workflow import NANO_PIXELS, WORKFLOWS, names, read
+
+BLUEPRINTS = sorted(path.stem for path in WORKFLOWS.parent.glob("subgraphs/*.json"))
+TITLES = {"prompt": "Prompt", "negative_prompt": "Negative prompt"}
+TYPED = {
+    "prompt": "a red fox in the snow",
+    "negative_prompt": "a sketch",
+    "width": NANO_PIXELS,
+    "height": 2 * NANO_PIXELS,
+    "seed": 77,
+    "diffusion_model": "flux-2-klein-nano.safetensors",
+}
+
+
+def drop(page, name):
+    """Put a blueprint into the graph from the node library; the node's id."""
+    # The key that opens and closes the node library.
+    page.keyboard.press("n")
+    page.get_by_placeholder("Search").first.fill(name)
+    page.get_by_text(name).first.click()
+    page.mouse.click(700, 200)
+    page.wait_for_function("app.graph.nodes.length")
+    page.keyboard.press("n")
+    assert page.evaluate("[app.graph.nodes[0].title, app.graph.nodes[0].isSubgraphNode()]") == [name, True]
+    # Some editors put it below the window's edge.
+    page.evaluate("app.canvas.centerOnNode(app.graph.nodes[0])")
+    settle(page)
+    return page.evaluate("app.graph.nodes[0].id")
+
+
+def settle(page):
+    """Wait until no node grows any more: a click on a widget would miss it."""
+    page.evaluate("""async () => {
+        const sizes = () => JSON.stringify(app.graph.nodes.map((node) => [...node.pos, ...node.size]))
+        for (let same = 0, last; same < 30; same = sizes() === last ? same + 1 : 0) {
+            last = sizes()
+            await new Promise(requestAnimationFrame)
+        }
+    }""")
+
+
+def widgets(page, node):
+    """`{name: label}` of the widgets that the node shows."""
+    return page.evaluate(
+        "(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.map(({ name, label }) => [name, label ?? name]))", node
+    )
+
+
+def texts(page, node):
+    """The text fields of a node, from above."""
+    return body(page, node).locator("textarea") if in_vue(page) else page.locator("textarea:visible")
+
+
+def write(page, node):
+    """Type into every widget of a blueprint's node; what was typed, by name."""
+    shown = widgets(page, node)
+    typed = {name: value for name, value in TYPED.items() if name in shown}
+    fields = iter(texts(page, node).all())
+    for name, value in typed.items():
+        named = shown[name] if in_vue(page) else name
+        match name:
+            case "prompt" | "negative_prompt":
+                next(fields).fill(value)
+            case "diffusion_model":
+                choose(page, node, named, value)
+            case _:
+                enter(page, node, named, value)
+    return typed
+
+
+def seen(page, node):
+    """What a node shows, by name: its text fields, and the values of the other widgets."""
+    values = page.evaluate(
+        "(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.map(({ name, value }) => [name, value]))", node
+    )
+    written = [field.input_value() for field in texts(page, node).all()]
+    return {**values, **dict(zip((name for name in TITLES if name in values), written, strict=True))}
+
+
+def queued(page, node):
+    """What is inside a blueprint's node when the graph is queued, by the name of the node's widget."""
+    inside = [
+        entry
+        for key, entry in page.evaluate("async () => (await app.graphToPrompt()).output").items()
+        if key.startswith(f"{node}:")
+    ]
+    places = {
+        "width": ("EmptyFlux2LatentImage", "width"),
+        "height": ("EmptyFlux2LatentImage", "height"),
+        "seed": ("RandomNoise", "noise_seed"),
+        "diffusion_model": ("KleinKitLoader", "diffusion_model"),
+    }
+    found = {
+        name: entry["inputs"][place]
+        for name, (kind, place) in places.items()
+        for entry in inside
+        if entry["class_type"] == kind
+    }
+    named = {entry["_meta"]["title"]: entry["inputs"] for entry in inside}
+    return found | {name: named[title]["text"] for name, title in TITLES.items() if title in named}
+
+
+@pytest.fixture(params=BLUEPRINTS)
+def dropped(page, request):
+    return drop(page, request.param)
+
+
+def test_it_shows_what_is_inside(page, dropped):
+    shown = seen(page, dropped)
+    assert shown == queued(page, dropped)
+    assert "apple" in shown["prompt"] and shown.get("negative_prompt") in (None, "blurry, low quality")
+
+
+def test_it_keeps_what_is_typed(page, server, renderer, dropped):
+    typed = write(page, dropped)
+    assert seen(page, dropped) == queued(page, dropped) == typed
+    # Saved, and seen again behind another tab.
+    file = server.base / "user" / "default" / "workflows" / f"blueprint {renderer} {len(typed)}.json"
+    # ComfyUI 0.16's Nodes 2.0 looks for changes when the graph is clicked.
+    page.mouse.click(1000, 700)
+    page.keyboard.press("Control+s")
+    page.get_by_role("dialog").get_by_role("textbox").fill(file.stem)
+    with page.expect_response(lambda answer: "/userdata/workflows" in answer.url and answer.request.method == "POST"):
+        page.keyboard.press("Enter")
+    tab = page.get_by_text(file.stem).first
+    tab.wait_for()
+    page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("!app.graph.nodes.some((node) => node.isSubgraphNode?.())")
+    tab.click()
+    page.wait_for_function("app.graph.nodes.some((node) => node.isSubgraphNode?.())")
+    settle(page)
+    assert seen(page, dropped) == queued(page, dropped) == typed
+    # Opened as a file.
+    clear(page)
+    page.evaluate("([text, name]) => app.handleFile(new File([text], name))", [file.read_text("utf-8"), file.name])
+    page.wait_for_function("app.graph.nodes.length")
+    file.unlink()
+    settle(page)
+    assert seen(page, dropped) == queued(page, dropped) == typed
+    # A copy of it, when the first is gone.
+    page.evaluate("""() => {
+        app.canvas.canvas.focus()
+        app.canvas.selectItems(app.graph.nodes)
+    }""")
+    page.keyboard.press("Control+c")
+    page.keyboard.press("Control+v")
+    page.wait_for_function("app.graph.nodes.length === 2")
+    page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", dropped)
+    settle(page)
+    copy = page.evaluate("app.graph.nodes[0].id")
+    assert seen(page, copy) == queued(page, copy) == typed
+
+
+def test_it_runs(page, dropped):
+    write(page, dropped)
+    page.evaluate(
+        "([node, shown]) => app.graph.getNodeById(node).connect(0, app.graph.getNodeById(shown), 0)",
+        [dropped, add_node(page, "PreviewImage", 500)],
+    )
+    assert run(page)["type"] == "execution_success"
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_workflow_can_be_read_as_it_opens(page, name):
+    scale = page.evaluate(
+        """async (graph) => {
+        await app.loadGraphData(graph)
+        await new Promise((resolve) => setTimeout(resolve, 500))
+        return app.canvas.ds.scale
+    }""",
+        read(name),
+    )
+    # Text is 14 high. Below 8 pixels the classic renderer draws none; Nodes 2.0 does, and its older ones stretch the graph.
+    assert 14 * scale >= (6 if in_vue(page) else 8)
