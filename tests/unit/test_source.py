@@ -38,7 +38,7 @@ HARMLESS = {
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "nodes", "server"}
 IMPORTED_AS = {"PIL": "pillow"}
-OF_OS = {"os.path", "os.stat", "os.fstat"}
+OF_OS = {"os.path", "os.stat", "os.fstat", "os.PathLike"}
 NEVER = {"eval", "exec", "compile", "__import__", "breakpoint", "torch.load", "numpy.load", "np.load"}
 WRITES = {"write_text", "write_bytes", "unlink", "rmdir", "rmtree", "mkdir", "rename", "symlink_to", "touch", "savefig", "save"}
 
