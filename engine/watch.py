@@ -8,7 +8,7 @@ import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..guidance.measure import MEASURES, measure
+from ..guidance.measure import MEASURES, velocity_measures
 from ..report.record import RunRecord
 from .run import Run
 
@@ -89,18 +89,18 @@ class Watch:
     def end(self, x: torch.Tensor, timestep: torch.Tensor, denoised: torch.Tensor) -> None:
         """A model call has ended: measure it, keep the numbers, and send them."""
         sigma = timestep.flatten()[0].float()
-        sigma, *values = torch.cat([sigma[None], measure(x, sigma, denoised, self.cond, self.uncond)]).tolist()
+        sigma, *values = torch.cat([sigma[None], velocity_measures(x, sigma, denoised, self.cond, self.uncond)]).tolist()
         milliseconds = (time.perf_counter() - self.started) * 1000.0
         self.cond = self.uncond = None
         step = self.of.index if self.of.rules else self.of.enter(sigma, {})
         blocks = [call.blocks for call in self.of.model_calls]
         call = {
             "step": step,
-            "sigma": finite(sigma),
-            "cfg": None if self.cfg is None else finite(self.cfg),
+            "sigma": for_json(sigma),
+            "cfg": None if self.cfg is None else for_json(self.cfg),
             "passes": sum(len(call.rows) for call in self.of.model_calls),
             "blocks": None if None in blocks else sum(blocks),
-            **{name: finite(value) for name, value in zip(MEASURES, values)},
+            **{name: for_json(value) for name, value in zip(MEASURES, values)},
             "milliseconds": round(milliseconds, 2),
         }
         self.run.calls.append(call)
@@ -108,6 +108,6 @@ class Watch:
             probe.send(self.run, call)
 
 
-def finite(value: float) -> float | None:
-    """A float32 in as many digits as it has, or None: JSON knows neither NaN nor infinity."""
+def for_json(value: float) -> float | None:
+    """A float32 in as many digits as it has. None where it is NaN or infinite, which JSON does not know."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -238,7 +238,7 @@ def test_without_a_probe_nothing_is_measured(monkeypatch, run_node, klein, probe
         return lambda *args: calls.append(1) or original(*args)
 
     monkeypatch.setattr(pack("engine.sampling"), "Watch", counted(module.Watch))
-    monkeypatch.setattr(module, "measure", counted(module.measure))
+    monkeypatch.setattr(module, "velocity_measures", counted(module.velocity_measures))
     model, _ = probed()
     run(model)
     assert len(calls) == 1 + 4
