@@ -9,8 +9,9 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..guidance.measure import MEASURES, velocity_measures
+from ..guidance.rule import COND, UNCOND
 from ..report.record import RunRecord
-from .run import Run
+from .run import LATENT, RESULT, Run, all_finite
 
 PROBES = "kleinkit_probes"
 EVENT = "kleinkit.probe"
@@ -89,10 +90,18 @@ class Watch:
     def end(self, x: torch.Tensor, timestep: torch.Tensor, denoised: torch.Tensor) -> None:
         """A model call has ended: measure it, keep the numbers, and send them."""
         sigma = timestep.flatten()[0].float()
-        sigma, *values = torch.cat([sigma[None], velocity_measures(x, sigma, denoised, self.cond, self.uncond)]).tolist()
+        values = velocity_measures(x, sigma, denoised, self.cond, self.uncond)
+        seen = {LATENT: x, COND: self.cond, UNCOND: self.uncond, RESULT: denoised}
+        finite = {name: all_finite(tensor) for name, tensor in seen.items() if tensor is not None}
+        sigma, *values = torch.cat([torch.stack([sigma, *finite.values()]), values]).tolist()
+        broken = [name for name, whole in zip(finite, values) if not whole]
+        values = values[len(finite) :]
         milliseconds = (time.perf_counter() - self.started) * 1000.0
         self.cond = self.uncond = None
         step = self.of.index if self.of.rules else self.of.enter(sigma, {})
+        # Where there are rules, the sampler's own check knows their passes too.
+        if RESULT in broken and not self.of.rules:
+            self.of.warn_not_finite(broken, step, sigma)
         blocks = [call.blocks for call in self.of.model_calls]
         call = {
             "step": step,
