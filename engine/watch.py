@@ -84,7 +84,7 @@ class Watch:
         self.started = time.perf_counter()
 
     def see(self, cfg: float, cond: torch.Tensor | None, uncond: torch.Tensor | None) -> None:
-        """The predictions of the call, as x0, and the scale that joined them; None: did not run."""
+        """The predictions of the call, as x0, and the scale that joined them. None is one that did not run."""
         self.cfg, self.cond, self.uncond = cfg, cond, uncond
 
     def end(self, x: torch.Tensor, timestep: torch.Tensor, denoised: torch.Tensor) -> None:
