@@ -4,7 +4,7 @@ import files
 import pytest
 from files import klein, write
 from kleinkit.checkpoint import pairing
-from kleinkit.checkpoint.inspection import MODEL, inspect
+from kleinkit.checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, inspect
 from kleinkit.checkpoint.variant import decide
 
 LAYER = "double_blocks.0.img_attn.qkv"
@@ -56,3 +56,48 @@ def test_fp8_is_scaled_where_there_are_scales(look, dtype, name, scale):
 def test_scales_beside_other_weights_say_nothing_of_fp8(look, dtype, name):
     tensors = klein(dtype=dtype) | {f"{LAYER}.weight_scale": ("F32", (1,))}
     assert look("m.safetensors", tensors).parts[MODEL].weights == name
+
+
+@pytest.mark.parametrize("name", ["klein-de-distilled", "klein_dedistilled", "KleinUndistilled", "klein-non-distilled-v2"])
+def test_what_is_undone_is_base(name):
+    assert decide(f"{name}.safetensors", {}).reason == "its name says that it is not distilled"
+    assert not decide(f"{name}.safetensors", {"is_distilled": "true"}).distilled
+
+
+def test_words_of_a_folder_count_for_nothing():
+    for name in ("klein-base/finetune.safetensors", "klein-base\\finetune.safetensors"):
+        assert decide(name, {}).reason.startswith("a guess: neither its name")
+    for name in ("distilled/my-klein-base.safetensors", "distilled\\my-klein-base.safetensors"):
+        assert decide(name, {}).reason == "its name says base"
+
+
+def test_where_name_and_metadata_differ_the_name_counts_and_both_are_said():
+    def reason(word, says):
+        return decide(f"klein-{word}.safetensors", {"is_distilled": says} if says else {}).reason
+
+    assert reason("distilled", "false") == "its name says distilled, though its metadata say base"
+    assert reason("distilled", "true") == reason("distilled", None) == "its name says distilled"
+    assert reason("base", "true") == "its name says base, though its metadata say distilled"
+    assert reason("base", "false") == reason("base", None) == "its name says base"
+
+
+def test_a_diffusers_folder_decides():
+    for says in (True, False):
+        found = decide("klein-base/model_index.json", {"is_distilled": str(not says)}, folder_says=says)
+        assert found.distilled is says and found.reason == "its model_index.json says so"
+
+
+def test_what_to_install_goes_by_the_size_in_the_models_name():
+    four, nine = "qwen_3_4b.safetensors", "qwen_3_8b.safetensors"
+    for name, wanted in (("flux-2-klein-4b", [four]), ("myKlein9Bv2", [nine]), ("my-klein", [four, nine])):
+        text = pairing.none_installed(TEXT_ENCODER, f"{name}.safetensors")
+        assert [file for file in (four, nine) if file in text] == wanted and "models/text_encoders" in text
+    assert "flux2-vae.safetensors into models/vae" in pairing.none_installed(VAE, "flux-2-klein-4b.safetensors")
+
+
+def test_a_name_is_likelier_the_more_it_shares_with_the_published_ones(look):
+    model = look("m.safetensors", klein())
+    encoders = [pairing.likeness(model, TEXT_ENCODER, f"{name}.safetensors") for name in ("qwen_3_4b", "qwen3", "t5")]
+    assert encoders[0] > encoders[1] > encoders[2] == 0
+    vaes = [pairing.likeness(model, VAE, f"{name}.safetensors") for name in ("my-flux2-vae", "a-vae", "qwen_3_4b")]
+    assert vaes[0] > vaes[1] > vaes[2]
