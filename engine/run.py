@@ -114,12 +114,16 @@ class Run:
         broken = [name for name in self.finite if not next(values)]
         self.finite.clear()
         if RESULT in broken and self.step:
-            self.warn(
-                f"NaN or infinity {source(broken)} step {self.step.index + 1} of {self.step.steps}, at sigma "
-                f"{self.step.sigma:.4g}. Expect a black picture. Guidance: {titles(self.rules) or 'plain CFG'}.",
-                topic="NaN",
-            )
+            self.warn_not_finite(broken, self.step.index, self.step.sigma)
         return floats, observed
+
+    def warn_not_finite(self, broken: list[str], index: int, sigma: float) -> None:
+        """Say once a run that the result of a step is NaN or infinite; `broken` has the names of all that is."""
+        self.warn(
+            f"NaN or infinity {source(broken)} step {index + 1} of {len(self.sigmas) - 1}, at sigma {sigma:.4g}. "
+            f"Expect a black picture. Guidance: {titles(self.rules) or 'plain CFG'}.",
+            topic="NaN",
+        )
 
     def enter(self, sigma: float, observed: dict[str, float]) -> int:
         """The step of a model call; what was observed in earlier steps counts from here on."""

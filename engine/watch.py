@@ -8,9 +8,10 @@ import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..guidance.measure import MEASURES, measure
+from ..guidance.measure import MEASURES, velocity_measures
+from ..guidance.rule import COND, UNCOND
 from ..report.record import RunRecord
-from .run import Run
+from .run import LATENT, RESULT, Run, all_finite
 
 PROBES = "kleinkit_probes"
 EVENT = "kleinkit.probe"
@@ -83,24 +84,32 @@ class Watch:
         self.started = time.perf_counter()
 
     def see(self, cfg: float, cond: torch.Tensor | None, uncond: torch.Tensor | None) -> None:
-        """The predictions of the call, as x0, and the scale that joined them; None: did not run."""
+        """The predictions of the call, as x0, and the scale that joined them. None is one that did not run."""
         self.cfg, self.cond, self.uncond = cfg, cond, uncond
 
     def end(self, x: torch.Tensor, timestep: torch.Tensor, denoised: torch.Tensor) -> None:
         """A model call has ended: measure it, keep the numbers, and send them."""
         sigma = timestep.flatten()[0].float()
-        sigma, *values = torch.cat([sigma[None], measure(x, sigma, denoised, self.cond, self.uncond)]).tolist()
+        values = velocity_measures(x, sigma, denoised, self.cond, self.uncond)
+        seen = {LATENT: x, COND: self.cond, UNCOND: self.uncond, RESULT: denoised}
+        finite = {name: all_finite(tensor) for name, tensor in seen.items() if tensor is not None}
+        sigma, *values = torch.cat([torch.stack([sigma, *finite.values()]), values]).tolist()
+        broken = [name for name, whole in zip(finite, values) if not whole]
+        values = values[len(finite) :]
         milliseconds = (time.perf_counter() - self.started) * 1000.0
         self.cond = self.uncond = None
         step = self.of.index if self.of.rules else self.of.enter(sigma, {})
+        # Where there are rules, the sampler's own check knows their passes too.
+        if RESULT in broken and not self.of.rules:
+            self.of.warn_not_finite(broken, step, sigma)
         blocks = [call.blocks for call in self.of.model_calls]
         call = {
             "step": step,
-            "sigma": finite(sigma),
-            "cfg": None if self.cfg is None else finite(self.cfg),
+            "sigma": for_json(sigma),
+            "cfg": None if self.cfg is None else for_json(self.cfg),
             "passes": sum(len(call.rows) for call in self.of.model_calls),
             "blocks": None if None in blocks else sum(blocks),
-            **{name: finite(value) for name, value in zip(MEASURES, values)},
+            **{name: for_json(value) for name, value in zip(MEASURES, values)},
             "milliseconds": round(milliseconds, 2),
         }
         self.run.calls.append(call)
@@ -108,6 +117,6 @@ class Watch:
             probe.send(self.run, call)
 
 
-def finite(value: float) -> float | None:
-    """A float32 in as many digits as it has, or None: JSON knows neither NaN nor infinity."""
+def for_json(value: float) -> float | None:
+    """A float32 in as many digits as it has. None where it is NaN or infinite, which JSON does not know."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a probe measures of a model call."""
+"""What a probe measures in a model call."""
 
 import torch
 
@@ -8,7 +8,7 @@ from .zero_star import optimized_scale
 MEASURES = ("cond_norm", "uncond_norm", "cosine", "alpha", "norm_ratio")
 
 
-def measure(
+def velocity_measures(
     x: torch.Tensor,
     sigma: torch.Tensor,
     denoised: torch.Tensor,
@@ -20,7 +20,7 @@ def measure(
     Args:
         x: [B, …] the noisy latent.
         sigma: a scalar tensor.
-        denoised, cond, uncond: [B, …] the x0 of the guided, the positive and the negative prediction; None: did not run.
+        denoised, cond, uncond: [B, …] the x0 of the guided, the positive and the negative prediction. None did not run.
     Returns:
         [5] float32 in the order of `MEASURES`: ‖v_c‖, ‖v_u‖ (means over the batch), cos(v_c, v_u) (the smallest, as
         adaptive guidance takes it), α = ⟨v_c, v_u⟩/‖v_u‖² and ‖v‖/‖v_c‖ (means); NaN where a prediction is missing.

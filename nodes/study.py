@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..checks import names_itself
 from ..report.sheet import MOST_COLUMNS, sheet
@@ -33,6 +34,12 @@ class KleinKitSweep(io.ComfyNode):
             outputs=[
                 io.Float.Output(display_name="value", is_output_list=True, tooltip="The numbers, one run each."),
                 io.String.Output(display_name="label", is_output_list=True, tooltip="The same as texts, for labels."),
+                io.Int.Output(
+                    display_name="whole number",
+                    is_output_list=True,
+                    tooltip="The same for inputs of whole numbers, such as steps. A number such as 2.5 stops what it is "
+                    "connected to.",
+                ),
             ],
         )
 
@@ -48,7 +55,14 @@ class KleinKitSweep(io.ComfyNode):
     @classmethod
     def execute(cls, values: str) -> io.NodeOutput:
         numbers = parse_values(values)
-        return io.NodeOutput(list(numbers), [label(value) for value in numbers])
+        return io.NodeOutput(list(numbers), [label(value) for value in numbers], [whole(value) for value in numbers])
+
+
+def whole(value: float) -> int | ExecutionBlocker:
+    """A number for an INT input. Where it is none, the node that gets it does not run, and says why; the others run."""
+    if value.is_integer():
+        return int(value)
+    return ExecutionBlocker(f"Klein Sweep: Expected `values` to be whole numbers for this input, but got {label(value)}.")
 
 
 @names_itself

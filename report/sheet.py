@@ -2,6 +2,7 @@
 
 import functools
 from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, cast
 
@@ -16,7 +17,8 @@ LONGEST_TEXT = 1000
 NARROWEST_CELL = 96
 PAPER, INK = (246, 246, 246), (24, 24, 24)
 
-# Pillow brings a font of plain Latin letters. Other texts take the first of these that the system has and that knows them.
+# Pillow brings a font of plain Latin letters. A text with others takes the first of these fonts that the system has and
+# that knows its letters.
 SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "segoeui.ttf",
@@ -39,19 +41,27 @@ SYSTEM_FONTS = (
 NO_CHARACTER = "\U0010ffff"
 
 
-def sheet(images, labels=(), columns=4, title="", placed=lambda: None):
-    """Pictures in a grid on light paper, each as it is in a cell as large as the largest, its label below.
+def sheet(
+    images: Sequence[torch.Tensor],
+    labels: Sequence[str] = (),
+    columns: int = 4,
+    title: str = "",
+    placed: Callable[[], object] = lambda: None,
+) -> torch.Tensor:
+    """Pictures in a grid on light paper, each with its label below. Cells are as large as the largest picture; none is scaled.
 
     Args:
-        images: list of [B, H, W, C] tensors from 0 to 1, C 1, 3 or 4 (opacity last).
-        labels: as many as `images`, and each goes with all pictures of its batch; else at most one a picture, in order.
+        images: [B, H, W, C] tensors from 0 to 1. C is 1, 3, or 4 with the opacity last.
+        labels: where there are as many as `images`, each goes with all pictures of its batch. Else they go to the pictures
+            in order, and there are no more of them than pictures.
         columns: 1 to 64.
         title: above the grid.
-        placed: called after each picture.
+        placed: called after each picture that was put on the sheet.
     Returns:
         [1, H, W, 3] float32.
     Raises:
-        ValueError: no pictures, more labels than pictures, or a text of more than 1000 characters.
+        ValueError: there are no pictures, more labels than pictures, a text of more than 1000 characters, or `columns` does
+            not fit.
     """
     number("columns", columns, 1, MOST_COLUMNS)
     for name, text in (("title", title), *(("labels", label) for label in labels)):
@@ -82,14 +92,15 @@ def sheet(images, labels=(), columns=4, title="", placed=lambda: None):
     return page[None]
 
 
-def put(page, picture, top, left):
+def put(page: torch.Tensor, picture: torch.Tensor, top: int, left: int) -> None:
+    """Put a picture [H, W, C] on a page [H, W, 3], in place."""
     place = page[top : top + picture.shape[0], left : left + picture.shape[1]]
     if picture.shape[-1] == 4:
         picture = torch.lerp(place, picture[..., :3].float(), picture[..., 3:].float())
     place.copy_(picture)
 
 
-def one_each(images, labels):
+def one_each(images: Sequence[torch.Tensor], labels: Sequence[str]) -> tuple[list[torch.Tensor], list[str]]:
     """The pictures of all batches, and a label for each, empty where there is none."""
     pictures = [picture for batch in images for picture in batch]
     if not pictures:
@@ -104,13 +115,13 @@ def one_each(images, labels):
 class Text:
     """A text set in a font that knows its characters, in lines that fit a width."""
 
-    def __init__(self, text, size, width):
+    def __init__(self, text: str, size: int, width: int):
         self.font, text = font_for(text, size)
         self.lines = wrap(text, self.font, width)
         self.line_height = sum(self.font.getmetrics())
         self.height = self.line_height * len(self.lines)
 
-    def put(self, page, top, left, width):
+    def put(self, page: torch.Tensor, top: int, left: int, width: int) -> None:
         """Draw the lines on a page, centred in `width` pixels."""
         if self.lines:
             image = Image.new("RGB", (width, self.height), PAPER)
@@ -120,11 +131,11 @@ class Text:
             put(page, torch.from_numpy(np.array(image)) / 255.0, top, left)
 
 
-def font_for(text, size):
-    """The first font that knows every character of a text, else the one that lacks the fewest.
+def font_for(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """The first font that knows every character of a text. Where none does, the font that lacks the fewest.
 
     Returns:
-        `(font, text)`, the characters that it lacks written as `U+8D64`.
+        `(font, text)`. The characters that the font lacks are written as `U+8D64`.
     """
     tried = []
     for font in fonts(size):
@@ -136,7 +147,8 @@ def font_for(text, size):
     return font, "".join(f" U+{ord(character):04X} " if character in lacking else character for character in text)
 
 
-def fonts(size):
+def fonts(size: int) -> Iterator[ImageFont.FreeTypeFont]:
+    """Pillow's own font, then those of the system."""
     # With a size it is one of FreeType.
     yield cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
     for name in SYSTEM_FONTS:
@@ -146,7 +158,7 @@ def fonts(size):
 
 
 @functools.cache
-def find_font(name):
+def find_font(name: str) -> str | None:
     """The path of a font of the system, or None."""
     try:
         return ImageFont.truetype(name).path
@@ -154,7 +166,7 @@ def find_font(name):
         return None
 
 
-def lacks(font, character):
+def lacks(font: ImageFont.FreeTypeFont, character: str) -> bool:
     """Whether a font shows a character as it shows one that does not exist."""
     # Pillow's hints do not say that a mask is a sequence of bytes.
     mask: Any = font.getmask(character)
@@ -162,8 +174,8 @@ def lacks(font, character):
     return mask.size == none.size and bytes(mask) == bytes(none)
 
 
-def wrap(text, font, width):
-    """A text in lines no wider than `width` pixels: broken at spaces, and inside a word that does not fit a line alone."""
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text in lines no wider than `width` pixels. A line ends at a space, or inside a word that is wider than a line."""
     lines = []
     for paragraph in text.splitlines():
         line = ""

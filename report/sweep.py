@@ -9,16 +9,16 @@ MOST_VALUES = 256
 EXAMPLE = "such as `1, 2.5, 4:10:2`"
 
 
-def parse_values(text):
+def parse_values(text: str) -> tuple[float, ...]:
     """The numbers of a text such as "1, 2.5, 4:10:2", in its order.
 
     Args:
-        text: numbers and ranges between commas or on lines. A range `start:end:step` counts from `start` to `end`, which is
-            among the values where a step meets it; `start:end` has steps of 1 towards `end`.
+        text: numbers and ranges, between commas or on lines. A range `start:end:step` counts from `start` to `end`; `end` is
+            among the values where a step meets it. A range `start:end` has steps of 1 towards `end`.
     Returns:
-        Tuple of 1 to 256 floats.
+        1 to 256 floats.
     Raises:
-        ValueError: not of that form, not finite, or too many.
+        ValueError: the text has another form, a number is not finite, or there are too many.
     """
     values = []
     for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
@@ -30,19 +30,19 @@ def parse_values(text):
     return tuple(values)
 
 
-def _number(text):
-    """A finite decimal number: exact, so that 0:1:0.1 meets 0.3 and 1."""
+def _number(text: str) -> Decimal:
+    """A finite decimal number. It is exact, so that 0:1:0.1 meets 0.3 and 1."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise expected("values", f"finite numbers or ranges ({EXAMPLE})", text)
-    # A zero has no sign; and repr keeps exponents within those of a float.
+    # Adding 0.0 takes the sign from a zero; repr keeps the exponent within that of a float.
     return Decimal(repr(value + 0.0))
 
 
-def _range(text):
+def _range(text: str) -> list[float]:
     numbers = [_number(part) for part in text.split(":")]
     if len(numbers) > 3:
         raise expected("values", "ranges of the form `start:end` or `start:end:step`", text)
@@ -56,6 +56,6 @@ def _range(text):
     return [float(start + i * step) for i in range(int(steps) + 1)]
 
 
-def label(value):
-    """A number as short as it can be written exactly: "1", "0.5"."""
+def label(value: float) -> str:
+    """The shortest text that is exactly this number: "1", "0.5"."""
     return repr(value).removesuffix(".0")

@@ -1,9 +1,9 @@
 /*
  * A small figure inside a node: `const show = addFigure(node, "preview", "KLEINKIT_SIGMAS")`, then as often as you like
- * show({ head, label, x: [from, to], y: [from, to], ends: [left, right], series: [{ look, points, name }], off }).
+ * show({ head, label, x: [from, to], y: [from, to], ends: [left, right], series: [{ look, points, name, tip }], off }).
  * `head` is the text above and `label` what a screen reader says; `ends` are the texts below the axis; a `look` is
  * "line", "second", "faint", "dots", "bars" or "bars faint"; `points` are [x, y], and a y of null leaves a gap; a series with a `name`
- * is in the legend. Without `series` only the texts are shown, and dimly where `off`. All text stays text.
+ * is in the legend, with `tip` as its tooltip. Without `series` only the texts are shown, and dimly where `off`. All text stays text.
  */
 import { say } from "./words.js"
 
@@ -140,7 +140,7 @@ export function addFigure(node, name, type, lines) {
     texts(ends, endTexts)
     const named = series.filter(({ name, points }) => name && points.some(([, value]) => Number.isFinite(value)))
     texts(legend, named.map((one) => one.name))
-    named.forEach((one, index) => (legend.children[index].className = one.look))
+    named.forEach(({ look, tip = "" }, index) => Object.assign(legend.children[index], { className: look, title: tip }))
     const paths = [{ look: "frame", d: "M0 0V100H100" }]
     for (const one of series) paths.push({ look: one.look, d: pathOf(one, x, y) })
     svg.replaceChildren(

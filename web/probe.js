@@ -5,9 +5,24 @@ import { addFigure } from "./figure.js"
 import { nodeOf } from "./graph.js"
 
 const SERIES = [
-  { key: "alpha", look: "faint", name: "α" },
-  { key: "cosine", look: "second", name: "cos(v_c, v_u)" },
-  { key: "norm_ratio", look: "line", name: "‖v‖/‖v_c‖" },
+  {
+    key: "alpha",
+    look: "faint",
+    name: "negative scale α",
+    tip: "The scale that brings the negative prediction nearest to the positive one. Klein CFG-Zero* uses it.",
+  },
+  {
+    key: "cosine",
+    look: "second",
+    name: "agreement cos(v_c, v_u)",
+    tip: "How alike the positive and the negative prediction are. At 1 they agree, and guidance changes nothing.",
+  },
+  {
+    key: "norm_ratio",
+    look: "line",
+    name: "enlarged by ‖v‖/‖v_c‖",
+    tip: "How much larger guidance makes the prediction. Far above 1 a picture burns: Klein Renorm holds it back.",
+  },
 ]
 
 const WIDTH = 320
@@ -23,17 +38,17 @@ function figure(calls) {
   const run = last.run > 1 ? `run ${last.run}, ` : ""
   const cost = `${last.passes} ${last.passes === 1 ? "pass" : "passes"}, ${text(last.blocks)} blocks, ${text(last.milliseconds, 3)} ms`
   const what = `${run}step ${last.step + 1} of ${last.steps}: cfg ${text(last.cfg)}, ${cost}`
-  const sizes = `‖v_c‖ ${text(last.cond_norm)}, ‖v_u‖ ${text(last.uncond_norm)}`
+  const sizes = `sizes: positive ‖v_c‖ ${text(last.cond_norm)}, negative ‖v_u‖ ${text(last.uncond_norm)}`
   const ratios = SERIES.map(({ key, name }) => `${name} ${text(last[key])}`).join(", ")
   const values = calls.flatMap((call) => SERIES.map(({ key }) => call[key])).filter((value) => value !== null)
   const end = Math.max(last.steps, last.call)
   return {
-    head: `${what}\nσ ${text(last.sigma)}, ${sizes}`,
-    label: `${what}. Sigma ${text(last.sigma)}, ${sizes}, ${ratios}.`,
+    head: `${what}\nnoise left σ ${text(last.sigma)}; ${sizes}`,
+    label: `${what}. Noise left: sigma ${text(last.sigma)}, ${sizes}, ${ratios}.`,
     x: [1, end],
     y: [Math.min(...values, 0.9), Math.max(...values, 1.1)],
     ends: ["1", "model call", String(end)],
-    series: SERIES.map(({ key, look, name }) => ({ look, name, points: calls.map((call) => [call.call, call[key]]) })),
+    series: SERIES.map(({ key, ...one }) => ({ ...one, points: calls.map((call) => [call.call, call[key]]) })),
   }
 }
 

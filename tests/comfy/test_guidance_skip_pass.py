@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kleinkit.nano.in_comfyui import random_klein
+from releases import is_older
 from safetensors.torch import save_file
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
@@ -89,8 +90,8 @@ def test_reference_latents(klein, run_node):
 
 
 def test_kv_cache_runs_the_whole_pass(klein, run_node, comfy):
-    if "FluxKVCache" not in comfy.NODE_CLASS_MAPPINGS:
-        return  # ComfyUI before 0.20
+    if is_older("0.20", "FluxKVCache" in comfy.NODE_CLASS_MAPPINGS):
+        return
     positive = conditioning(embeddings(192, 1), reference_latents=[latent_noise(64, 64, seed=3)])
     (cached,) = run_node("FluxKVCache", model=klein)
     compare(run_node, cached, positive)
@@ -192,8 +193,9 @@ def test_multi_gpu_runs_the_whole_pass(models, comfy, run_node):
     import comfy.sd
 
     model = comfy.sd.load_diffusion_model(str(models["base"]), {"dtype": torch.float32})
-    if not hasattr(model, "deepclone_multigpu"):
-        return  # ComfyUI before 0.24 runs on one GPU only.
+    # An older ComfyUI runs on one GPU only.
+    if is_older("0.24", hasattr(model, "deepclone_multigpu")):
+        return
     from comfy.multigpu import GPUOptionsGroup
 
     # Two devices for ComfyUI, one for torch.

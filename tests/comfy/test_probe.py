@@ -238,7 +238,7 @@ def test_without_a_probe_nothing_is_measured(monkeypatch, run_node, klein, probe
         return lambda *args: calls.append(1) or original(*args)
 
     monkeypatch.setattr(pack("engine.sampling"), "Watch", counted(module.Watch))
-    monkeypatch.setattr(module, "measure", counted(module.measure))
+    monkeypatch.setattr(module, "velocity_measures", counted(module.velocity_measures))
     model, _ = probed()
     run(model)
     assert len(calls) == 1 + 4
@@ -282,6 +282,25 @@ def test_infinite_predictions_are_null(probed):
     model, probe = probed()
     run(model, positive=text(1, torch.nan))
     assert column(probe, "cond_norm") == [None] * 4 and column(probe, "uncond_norm")[0] > 0
+
+
+def test_a_probe_alone_reports_nan_once(probed, caplog):
+    model, _ = probed()
+    run(model, positive=text(1, torch.nan))
+    said = [record.getMessage() for record in caplog.records if "NaN" in record.getMessage()]
+    assert said == [
+        "KleinKit: NaN or infinity from the model (cond) in step 1 of 4, at sigma 1. Expect a black picture. "
+        "Guidance: plain CFG."
+    ]
+    caplog.clear()
+    run(model)
+    assert "NaN" not in caplog.text
+
+
+def test_with_a_rule_nan_is_reported_once_too(probed, caplog):
+    model, _ = probed(after=(RENORM,))
+    run(model, positive=text(1, torch.nan))
+    assert caplog.text.count("NaN or infinity from the model (cond) in step 1 of 4") == caplog.text.count("NaN") == 1
 
 
 class TestReport:

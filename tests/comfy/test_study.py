@@ -4,10 +4,17 @@ import pytest
 import torch
 
 
-def test_a_sweep_is_two_lists(comfy, run_node):
+def test_a_sweep_is_three_lists(comfy, run_node):
     node = comfy.NODE_CLASS_MAPPINGS["KleinKitSweep"]
-    assert run_node("KleinKitSweep", values="1, 2.5, 4:8:2") == ([1.0, 2.5, 4.0, 6.0, 8.0], ["1", "2.5", "4", "6", "8"])
-    assert node.OUTPUT_IS_LIST == [True, True] and node.RETURN_TYPES == ["FLOAT", "STRING"]
+    assert run_node("KleinKitSweep", values="1, 4:8:2") == ([1.0, 4.0, 6.0, 8.0], ["1", "4", "6", "8"], [1, 4, 6, 8])
+    assert node.OUTPUT_IS_LIST == [True, True, True] and node.RETURN_TYPES == ["FLOAT", "STRING", "INT"]
+
+
+def test_what_is_no_whole_number_stops_only_what_needs_one(run_node):
+    numbers, labels, whole = run_node("KleinKitSweep", values="1, 2.5")
+    assert (numbers, labels) == ([1.0, 2.5], ["1", "2.5"])
+    assert whole[0] == 1 and type(whole[0]) is int
+    assert whole[1].message == "Klein Sweep: Expected `values` to be whole numbers for this input, but got 2.5."
 
 
 def test_values_are_checked_before_the_prompt_runs(comfy):

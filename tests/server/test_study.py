@@ -115,3 +115,18 @@ def test_a_report_of_a_sampler_without_the_probe(server):
     prompt["report"] = {"class_type": "KleinKitReport", "inputs": dict(probe=["probe", 1], latent=["other", 0])}
     [sentence] = api.sentences(api.queue(server, prompt).error)
     assert sentence.startswith("KleinKitReport: Expected `probe` to have records of the run that made `latent`, but got none")
+
+
+def test_a_sweep_of_steps(server):
+    """Whole numbers sweep an INT input; one that is none stops its own run, with a sentence."""
+    wanted = {key: {"class_type": kind, "inputs": dict(inputs)} for key, (kind, inputs) in NODES.items()}
+    wanted["sampler"]["inputs"] |= {"steps": ["sweep", 2], "cfg": 2.0, "seed": 6}
+    wanted["sweep"]["inputs"]["values"] = "1, 3, 2"
+    outcome = api.queue(server, wanted)
+    assert outcome.error is None, api.sentences(outcome.error)
+    [text] = outcome.outputs["json"]["text"]
+    assert [len(run["calls"]) for run in json.loads(text)["runs"]] == [1, 3, 2]
+    wanted["sweep"]["inputs"]["values"] = "1, 2.5"
+    assert "Klein Sweep: Expected `values` to be whole numbers for this input, but got 2.5." in str(
+        api.queue(server, wanted).error
+    )
