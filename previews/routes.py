@@ -1,6 +1,7 @@
 """The pack's routes on ComfyUI's server, for the editor's previews: `POST /kleinkit/sigmas`, `/guidance`, …"""
 
 import json
+from collections.abc import Callable
 from functools import partial
 
 from aiohttp import web
@@ -22,7 +23,7 @@ PREVIEWS = {
 }
 
 
-async def settings_of(request):
+async def settings_of(request: web.Request) -> dict:
     """The settings that a request carries.
 
     Raises:
@@ -47,7 +48,7 @@ async def settings_of(request):
     return settings
 
 
-async def answer(preview, request):
+async def answer(preview: Callable[[dict], dict], request: web.Request) -> web.Response:
     """Answer with the preview of the settings in the body, or with 400 and a sentence as `error`."""
     try:
         in_thread = PromptServer.instance.loop.run_in_executor
@@ -57,7 +58,7 @@ async def answer(preview, request):
         return web.json_response({"error": str(error)}, status=400)
 
 
-def add():
+def add() -> None:
     """Add the routes, where there is a server; a worker without one has no editor."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:

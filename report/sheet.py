@@ -161,7 +161,7 @@ def fonts(size: int) -> Iterator[ImageFont.FreeTypeFont]:
 def find_font(name: str) -> str | None:
     """The path of a font of the system, or None."""
     try:
-        return ImageFont.truetype(name).path
+        return cast(str, ImageFont.truetype(name).path)
     except OSError:
         return None
 

@@ -12,7 +12,18 @@ SHIPPED = shipped()
 PAGES = [path for path in SHIPPED if path.endswith(".md")]
 # What ComfyUI and its editor read.
 WHOLE = ("web/", "workflows/", "subgraphs/", "locales/")
-OF_A_CLONE = (".", "ARCHITECTURE.md", "CONTRIBUTING.md", "benchmarks/", "docs/", "harness/", "nano/", "remote/", "tests/", "tasks.py")
+OF_A_CLONE = (
+    ".",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "benchmarks/",
+    "docs/",
+    "harness/",
+    "nano/",
+    "remote/",
+    "tests/",
+    "tasks.py",
+)
 
 
 def links(text: str) -> list[str]:
