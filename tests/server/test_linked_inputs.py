@@ -1,5 +1,6 @@
 """Every widget of every node works as a link too, and what comes through a link counts for ComfyUI's cache."""
 
+import pytest
 from files import write
 from kleinkit.harness import server as api
 from prompts import LOADER
@@ -33,8 +34,9 @@ def linked(name, kind, value):
     if kind in PRIMITIVES:
         return {name: {"class_type": PRIMITIVES[kind], "inputs": {"value": value}}}, [name, 0]
     text = {"class_type": "PrimitiveString", "inputs": {"value": value}}
-    combo = {"class_type": "ConvertStringToComboNode", "inputs": {"string": [f"{name} text", 0]}}
-    return {f"{name} text": text, name: combo}, [name, 0]
+    # No primitive of ComfyUI outputs a choice of a list. Its switch outputs what it gets, of any type.
+    switch = dict(switch=True, on_true=[f"{name} text", 0], on_false=[f"{name} text", 0])
+    return {f"{name} text": text, name: {"class_type": "ComfySwitchNode", "inputs": switch}}, [name, 0]
 
 
 def kind_of(spec):
