@@ -105,7 +105,8 @@ def test_damaged_file_is_named_when_none_fits(refused, installed):
 
 def test_reason_of_the_file_that_would_fit_comes_first(refused, installed):
     (installed / "text_encoders/a_t5xxl.safetensors").write_bytes(b"")
-    (installed / "text_encoders/b_qwen_3_8b.safetensors").write_bytes(b"1234567")
+    for name in ("b_qwen_3_8b", "b_qwen_3_8b_fp4mixed"):
+        (installed / f"text_encoders/{name}.safetensors").write_bytes(b"1234567")
     harmed = installed / "text_encoders/qwen_3_4b.safetensors"
     os.truncate(harmed, 100)
     assert "none is installed (qwen_3_4b.safetensors is truncated" in refused()
