@@ -135,7 +135,7 @@ def text_encoder(base):
     return [*ratios, ours / theirs]
 
 
-def look(base):
+def header(base):
     """The median seconds of telling what an 18 GB file is. The file is a hole, but for its header."""
     file = write(base / "flux-2-klein-9b.safetensors", klein(**NINE))
     time = statistics.median(seconds(lambda: inspect(file)) for _ in range(50))
@@ -151,5 +151,5 @@ def main(arguments):
         measure(int(arguments[0]), Path(arguments[1]))
         return 0
     with tempfile.TemporaryDirectory() as base:
-        slow = look(Path(base)) * 1e3 > MOST_MILLISECONDS
+        slow = header(Path(base)) * 1e3 > MOST_MILLISECONDS
         return int(slow or max(text_encoder(Path(base))) > MOST_OF_THE_LAYERS)

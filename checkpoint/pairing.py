@@ -93,10 +93,14 @@ def official_encoders(model: Checkpoint) -> tuple[str, ...]:
 
 
 def likeness(model: Checkpoint, role: str, name: str) -> int:
-    """How many words a file's name shares with the published names of what a Klein needs: the more, the likelier it is one."""
-    official = (official_encoders(model) or ("qwen_3",)) if role == TEXT_ENCODER else OFFICIAL_VAES
-    words = set(words_of(stem_of(name)))
-    return max((len(words.intersection(words_of(other))) for other in official), default=0)
+    """How many words, and pairs of words, a file's name shares with the published name of what a Klein needs."""
+    official = (official_encoders(model) or ("qwen_3",))[:1] if role == TEXT_ENCODER else OFFICIAL_VAES
+    return max(len(_words_and_pairs(stem_of(name)) & _words_and_pairs(other)) for other in official)
+
+
+def _words_and_pairs(stem: str) -> set[str | tuple[str, str]]:
+    words = words_of(stem)
+    return {*words, *zip(words, words[1:], strict=False)}
 
 
 def none_installed(role: str, model_name: str) -> str:

@@ -79,7 +79,7 @@ class KleinKitLoader(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Leave out the layers of the text encoder that Klein never uses. "
-                    "Pictures stay the same. Turn it off to generate text with the encoder.",
+                    "Pictures stay the same. Turn it off to generate text with the encoder, or to save it.",
                 ),
             ],
             outputs=[

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from files import klein, qwen3, write
+from kleinkit.checkpoint.header import read_header
 from loader import link_models, load, record_reads, use_models
 from quantise import quantised
 
@@ -247,6 +248,22 @@ def test_lora_on_the_encoder(installed, ours, theirs, run_node):
 def test_generating_text_needs_all_layers(ours, run_node):
     with pytest.raises(ValueError, match=r"Klein Loader: a trimmed text encoder .* turn `trim_text_encoder` off\."):
         run_node("TextGenerate", clip=ours, prompt="fox", max_length=2, sampling_mode={"sampling_mode": "off"})
+
+
+@pytest.mark.parametrize("node", ["CLIPSave", "CheckpointSave"])
+def test_saving_needs_all_layers(file, loader, ours, run_node, tmp_path, monkeypatch, node):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    model, whole, vae, *_ = loader(file, trim_text_encoder=False)
+    rest = dict(model=model, vae=vae) if node == "CheckpointSave" else {}
+    # A LoRA or CLIPSetLastLayer between the two makes a clone.
+    for clip in (ours, ours.clone()):
+        with pytest.raises(ValueError, match=r"Klein Loader: a trimmed text encoder cannot be saved, .* turn `trim_text_en"):
+            run_node(node, clip=clip, filename_prefix="trimmed", **rest)
+    assert not list(tmp_path.glob("trimmed*"))
+    run_node(node, clip=whole, filename_prefix="whole", **rest)
+    assert any(".layers.35." in key for key in read_header(next(tmp_path.glob("whole*"))).tensors)
 
 
 def test_untrimmed_generates_as_clip_loaders_does(file, loader, theirs, run_node):

@@ -5,6 +5,7 @@ import json
 import struct
 
 import pytest
+import torch
 from files import flux2_vae, klein, qwen3, write
 from kleinkit.checkpoint import header
 from kleinkit.checkpoint.header import CheckpointError, read_header
@@ -105,6 +106,39 @@ QUANTISED = "double_blocks.0.img_attn.qkv"
 )
 def test_weights(file, change, metadata, weights):
     assert inspect(file(klein() | change, metadata=metadata)).parts[MODEL].weights == weights
+
+
+def marked(form):
+    text = list(json.dumps({"format": form}).encode())
+    return {f"{QUANTISED}.comfy_quant": torch.tensor(text, dtype=torch.uint8)}
+
+
+W4A8 = {
+    "txt_in.weight": ("I8", (3072, 3840)),
+    "txt_in.weight_codebook": ("F32", (16,)),
+    "txt_in.weight_s_rel": ("F8_E4M3", (3072, 480)),
+    "txt_in.weight_s_channel": ("F32", (3072,)),
+}
+
+
+def test_format_newer_than_this_comfyui(file):
+    tensors = klein() | {key.replace("txt_in", QUANTISED): entry for key, entry in W4A8.items()} | W4A8
+    found = inspect(file(tensors | marked("asym_w4a8_int8"))).parts[MODEL]
+    assert (found.weights, found.text_width) == ("asym_w4a8_int8", 7680)
+    # A format that is in nobody's table is called by its own name, and its width is not guessed.
+    mark = {"txt_in.comfy_quant": next(iter(marked("w2_new").values()))}
+    found = inspect(file(tensors | mark | marked("w2_new"))).parts[MODEL]
+    assert (found.weights, found.text_width) == ("the unknown format w2_new", 0)
+    # ComfyUI's table comes first.
+    found = inspect(file(tensors | mark | marked("w2_new")), values={"w2_new": 4}.get).parts[MODEL]
+    assert (found.weights, found.text_width) == ("w2_new", 4 * 3840)
+
+
+def test_integers_of_no_known_format(file):
+    tensors = {key: ("I8", entry[1]) if key.endswith("weight") else entry for key, entry in klein().items()}
+    beside = {key.replace("weight", "new_scale"): ("F32", (1,)) for key in tensors if key.endswith("weight")}
+    found = inspect(file(tensors | beside)).parts[MODEL]
+    assert (found.weights, found.text_width) == ("an unknown format of int8", 0)
 
 
 def test_old_scaled_fp8(file):

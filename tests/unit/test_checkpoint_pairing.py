@@ -49,6 +49,36 @@ def test_variant(name, metadata, folder_says, expected):
     assert (variant.steps, variant.cfg) == ((50, 4.0) if expected == "base" else (4, 1.0))
 
 
+NAMES = {
+    "base": """flux2Klein_base4b klein9Bbase flux2Klein_9bBase flux2_klein_base4b klein9bbase kleinbasev2 klein4base
+        FLUX2KLEINBASE4B FLUX2_KLEIN_9BBASEv2 kleinBaseV2_fp8 kleinbasefp8 BaseKlein4B baseklein9b klein4bBaseFp8 klein_BASE
+        klein_4b_Base_nvfp4 my.klein.base.v1 kleinBaseModel klein-base-merge undistilled-klein KleinUndistilled
+        klein_de-distilled_9b kleinNonDistilled flux-2-klein-base-9b.sft flux-2-klein-base-4b-fp8.safetensors
+        sub\\flux2Klein_9bBase.safetensors distilled/klein_9b_base.sft FLUX.2-klein-base-4B/transformer
+        FLUX.2-klein-base-9B/model_index.json""",
+    "distilled": """database-klein databaseKlein klein-baseline klein-based-merge Klein9b_firebase klein-distilled
+        kleinDistilled4B klein_base-distilled_lora flux-2-klein-4b.sft FLUX-2-KLEIN-9B.SFT
+        flux-2-klein-9b-nvfp4.safetensors base/klein-v2 FLUX.2-klein-4B/transformer
+        FLUX.2-klein-9B/model_index.json klein_basil""",
+    "KV": "flux-2-klein-9b-kv.sft flux-2-klein-9b-kv-fp8 flux2klein9bkv Flux2Klein9BKV klein_KV_v2 kleinKvFp8",
+}
+
+
+@pytest.mark.parametrize("variant, name", [(variant, name) for variant, names in NAMES.items() for name in names.split()])
+def test_names_of_model_sites(variant, name):
+    assert decide(name, {}).name == variant
+
+
+def test_a_name_without_klein_leaves_it_to_the_metadata():
+    assert decide("my-base-v2.safetensors", {"is_distilled": "true"}).name == "distilled"
+    assert decide("my-distilled-v2.safetensors", {"is_distilled": "false"}).name == "base"
+
+
+@pytest.mark.parametrize("name", ["flux-2-klein-4b.sft", "flux-2-klein-base-9b-fp8.SFT", "FLUX.2-klein-9B/transformer"])
+def test_official_names(name):
+    assert decide(name, {}).reason == "by its official name"
+
+
 def test_a_guess_says_so():
     assert "guess" in decide("my-klein-v2.safetensors", {}).reason
     assert "guess" in decide("finetune.safetensors", {}).reason
