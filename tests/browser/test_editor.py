@@ -243,10 +243,10 @@ def test_a_probe_draws_a_run_while_it_goes(page, server):
     steps = [int(re.search(r"step (\d+) of", text)[1]) for text in page.evaluate("drawn") if "step" in text]
     assert steps == sorted(steps) and len(set(steps)) > 2
     # Every symbol has words beside it and a sentence in its tooltip.
-    legend = figure(page, "step").locator(".legend > span")
+    legend = figure(page, "Noise left").locator(".legend > span")
     expect(legend).to_have_text(["negative scale α", "agreement cos(v_c, v_u)", "enlarged by ‖v‖/‖v_c‖"])
     assert all(tip.endswith(".") for tip in legend.evaluate_all("all => all.map((one) => one.title)"))
-    expect(figure(page, "step").locator(".head")).to_contain_text(
+    expect(figure(page, "Noise left").locator(".head")).to_contain_text(
         re.compile("noise left σ .*; sizes: positive ‖v_c‖ .*, negative")
     )
 
