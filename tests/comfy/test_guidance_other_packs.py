@@ -452,9 +452,7 @@ def test_a_guider_that_reads_cfg_in_its_own_way_is_not_warned_of(klein, run_node
 
 
 @pytest.mark.parametrize("node", (LATE, ("KleinKitAdaptiveGuidance", {"threshold": -1.0})), ids=("interval", "adaptive"))
-def test_normalized_attention_guidance_keeps_both_passes(klein, run_node, caplog, node, comfy):
-    if "NAGuidance" not in comfy.NODE_CLASS_MAPPINGS:
-        return  # ComfyUI before 0.18
+def test_normalized_attention_guidance_keeps_both_passes(klein, run_node, caplog, node):
     caplog.set_level("INFO")
     (nag,) = run_node("NAGuidance", model=klein, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)
     run(with_nodes(run_node, nag, node), sigmas=SIX_STEPS)
@@ -462,18 +460,14 @@ def test_normalized_attention_guidance_keeps_both_passes(klein, run_node, caplog
     assert caplog.text.count("asks for both passes in every step") == 1
 
 
-def test_normalized_attention_guidance_and_the_skip_pass(klein, run_node, comfy):
-    if "NAGuidance" not in comfy.NODE_CLASS_MAPPINGS:
-        return  # ComfyUI before 0.18
+def test_normalized_attention_guidance_and_the_skip_pass(klein, run_node):
     (nag,) = run_node("NAGuidance", model=klein, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)
     theirs = (COMFYUI_SKIP[0], COMFYUI_SKIP[1] | dict(double_layers="", single_layers="1", scale=SKIP[1]["scale"]))
     ours, whole = (run(with_nodes(run_node, nag, node)) for node in (SKIP, theirs))
     assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
 
 
-def test_base_uncond_says_that_it_ends_normalized_attention_guidance(klein, run_node, comfy, caplog):
-    if "NAGuidance" not in comfy.NODE_CLASS_MAPPINGS:
-        return  # ComfyUI before 0.18
+def test_base_uncond_says_that_it_ends_normalized_attention_guidance(klein, run_node, caplog):
     (nag,) = run_node("NAGuidance", model=klein, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)
     run(with_nodes(run_node, nag, ("KleinKitBaseUncond", {"base_model": random_klein(seed=5)})))
     assert caplog.text.count("Klein Base Uncond takes the negative out of the batch") == 1
