@@ -92,6 +92,14 @@ def both_run(run: Run) -> None:
         )
 
 
+def has_prompt(guider, name: str, sigma: float) -> bool:
+    """Whether a prompt of the sampler has a conditioning at this sigma: it may be empty, or be for other steps."""
+    conds = guider.conds.get(PROMPTS[name])
+    return conds is None or any(
+        cond.get("timestep_end", 0.0) <= sigma <= cond.get("timestep_start", math.inf) for cond in conds
+    )
+
+
 def after_step(run: Run, guider) -> None:
     """Warn where a step did not run as it was planned."""
     step, ran, kind = run.step, run.ran(), type(guider).__name__
@@ -99,8 +107,10 @@ def after_step(run: Run, guider) -> None:
     for name in step.passes:
         if ran[name]:
             continue
-        number, (title, of) = step.index + 1, owners.get(name, ("", ""))
-        if not ran:
+        number, (title, of) = step.index + 1, owners.get(name, ("", name))
+        if not has_prompt(guider, of, step.sigma):
+            run.warn(f"The {PROMPTS[of]} prompt has no conditioning in step {number}, so no pass runs for it.", of)
+        elif not ran:
             run.warn(f"The plan had passes in step {number}, and none ran: another node answered for the model.", "none")
         elif not title:
             run.warn(f"{kind} ran no {PROMPTS[name]} in step {number}, so there is no guidance in it.", name)
