@@ -1,16 +1,24 @@
 """What has no effect or no meaning in a run, or did not happen as it was planned: a sentence each."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
+import comfy.model_sampling
 import comfy_extras.nodes_cfg
+from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
 from ..guidance.plan import plan
 from ..guidance.rule import ADAPTIVE, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
-from .run import Run
+from .run import Run, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
+
+
+def is_flow(model: ModelPatcher) -> bool:
+    """Whether a model samples by flow matching, as FLUX.2 does; some nodes make it sample in another way."""
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
 
 
 def is_plain(guider: CFGGuider) -> bool:
@@ -37,6 +45,11 @@ def _none():
 def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
     """What is known before a run begins."""
     title = {rule.order: rule.title for rule in rules}
+    if rules and not is_flow(guider.model_patcher):
+        yield (
+            "A node behind KleinKit's, such as ModelSamplingDiscrete, makes the model sample in a way that FLUX.2 was not "
+            "trained for. Remove it."
+        )
     if DISTILLED in title:
         others = [rule for rule in rules if rule.order != DISTILLED]
         asked = max((step.cfg for step in plan(others, sigmas, scale_of(guider))), default=0.0)
@@ -55,12 +68,6 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
     hooks = model_options["sampler_post_cfg_function"]
     if NEGATIVE in title and any(map(is_zero_star, hooks)):
         yield f"{title[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction. Remove ComfyUI's."
-    saving = [title[order] for order in (SCHEDULE, DISTILLED, ADAPTIVE) if order in title]
-    if saving and model_options.get("disable_cfg1_optimization"):
-        yield (
-            f"Another node, such as ComfyUI's Normalized Attention Guidance, asks for both passes in every step. So steps "
-            f"without guidance save no time ({', '.join(saving)})."
-        )
     patches = model_options.get("transformer_options", {}).get("patches", {})
     if BASE in title and any(name.startswith("attn") for name in patches):
         yield (
@@ -71,7 +78,28 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
 
 def name_of(function: Callable) -> str:
     """Where a function comes from, for a message."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    # ComfyUI's own extra nodes have the path of their file for a module.
+    module = re.split(r"[/\\]", getattr(function, "__module__", ""))[-1]
+    return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def both_run(run: Run) -> None:
+    """Warn that a step which the plan gives one pass has both."""
+    saving = titles(rule for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE))
+    if saving:
+        run.warn(
+            "Another node or the sampler, such as ComfyUI's Normalized Attention Guidance or a sampler of the cfg_pp kind, "
+            f"asks for both passes in every step. So steps without guidance save no time ({saving}).",
+            "both",
+        )
+
+
+def has_prompt(guider: CFGGuider, name: str, sigma: float) -> bool:
+    """Whether a prompt of the sampler has a conditioning at this sigma: it may be empty, or be for other steps."""
+    conds = guider.conds.get(PROMPTS[name])
+    return conds is None or any(
+        cond.get("timestep_end", 0.0) <= sigma <= cond.get("timestep_start", math.inf) for cond in conds
+    )
 
 
 def after_step(run: Run, guider: CFGGuider) -> None:
@@ -81,8 +109,10 @@ def after_step(run: Run, guider: CFGGuider) -> None:
     for name in step.passes:
         if ran[name]:
             continue
-        number, (title, of) = step.index + 1, owners.get(name, ("", ""))
-        if not ran:
+        number, (title, of) = step.index + 1, owners.get(name, ("", name))
+        if not has_prompt(guider, of, step.sigma):
+            run.warn(f"The {PROMPTS[of]} prompt has no conditioning in step {number}, so no pass runs for it.", of)
+        elif not ran:
             run.warn(f"The plan had passes in step {number}, and none ran: another node answered for the model.", "none")
         elif not title:
             run.warn(f"{kind} ran no {PROMPTS[name]} in step {number}, so there is no guidance in it.", name)
@@ -90,6 +120,8 @@ def after_step(run: Run, guider: CFGGuider) -> None:
             run.warn(f"{title} does nothing in steps that a cache answers, because the model does not run in them.", name)
         else:
             run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
+    if is_plain(guider) and step.passes and UNCOND not in step.passes and ran[UNCOND]:
+        both_run(run)
     follows = [rule.title for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE)]
     if run.used is None or math.isclose(run.used, step.cfg) or (not ran[UNCOND] and ran[COND]):
         return

@@ -18,7 +18,7 @@ from ..checks import in_node
 from ..guidance import stack
 from ..guidance.plan import plan_step
 from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
-from .conflicts import after_step, before_run, is_plain, scale_of
+from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
 from .run import LATENT, RESULT, RUN, Run, all_finite, run_of, titles
@@ -71,10 +71,12 @@ def with_hooks(model: ModelPatcher) -> ModelPatcher:
     Raises:
         ValueError: not a flow matching model.
     """
-    if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+    if not is_flow(model):
+        made = ", which a node before this one, such as ModelSamplingDiscrete, has made into another kind"
+        flow = isinstance(model.model.model_sampling, comfy.model_sampling.CONST)
         raise ValueError(
-            f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got {type(model.model).__name__}, "
-            "which is none."
+            f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got {type(model.model).__name__}"
+            f"{made if flow else ', which is none'}."
         )
     model = model.clone()
     for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
@@ -234,6 +236,8 @@ def as_the_guider_can(step: Step, guider: CFGGuider, model_options: dict, run: R
             return replace(step, cfg=1.0, passes=passes if COND in passes else (COND, *passes))
     # Others' guiders and nodes may run the negative elsewhere, or want both at once.
     if step.passes == (UNCOND,) and not (is_plain(guider) and not model_options.get("disable_cfg1_optimization")):
+        if is_plain(guider):
+            both_run(run)
         return replace(step, passes=(COND, UNCOND))
     return step
 
