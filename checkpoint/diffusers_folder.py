@@ -1,7 +1,6 @@
 """A Klein in diffusers' layout: a folder with `model_index.json`, a transformer, a text encoder and a VAE."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class Folder:
     is_distilled: bool | None
 
 
-def inspect_folder(folder: str | os.PathLike, values: Callable[[str], int | None] = VALUES.get) -> Folder:
+def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VALUES.get) -> Folder:
     """Tell what a diffusers folder holds, from its JSON files and the headers of its safetensors files.
 
     Args:

@@ -86,7 +86,7 @@ class Header:
     formats: dict[str, str]
 
 
-def read_header(path: str | os.PathLike) -> Header:
+def read_header(path: str | Path) -> Header:
     """Read and check the header of a safetensors file.
 
     The format: a little-endian u64 n, n bytes of JSON, the tensors' bytes without gaps. Of the tensors only a few of

@@ -1,7 +1,6 @@
 """What a model file holds: told from the names, dtypes and shapes in its header."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -123,7 +122,7 @@ class Checkpoint:
         return f"{part.architecture} (a {part.role})"
 
 
-def inspect(*files: str | os.PathLike, name: str | None = None, values: Callable[[str], int | None] = VALUES.get) -> Checkpoint:
+def inspect(*files: str | Path, name: str | None = None, values: Callable[[str], int | None] = VALUES.get) -> Checkpoint:
     """Tell what a file holds, from its header.
 
     Args:
@@ -150,7 +149,7 @@ def inspect(*files: str | os.PathLike, name: str | None = None, values: Callable
     return Checkpoint(name or paths[0].name, paths, tensors, metadata, {part.role: part for part in parts if part})
 
 
-def inspect_taef2(encoder: str | os.PathLike, decoder: str | os.PathLike) -> Checkpoint:
+def inspect_taef2(encoder: str | Path, decoder: str | Path) -> Checkpoint:
     """`Checkpoint` of TAEF2, the small VAE for FLUX.2, which lies in two files.
 
     Raises:

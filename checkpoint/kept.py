@@ -12,7 +12,7 @@ from .header import CheckpointError, Unreadable
 MOST_KEPT = 512
 
 
-def file_state(path: str | os.PathLike) -> tuple[str, int, int]:
+def file_state(path: str | Path) -> tuple[str, int, int]:
     """What tells that a file has changed: the path behind all links, its size in bytes, its time in nanoseconds.
 
     Raises:
@@ -29,7 +29,7 @@ def keep(read: Callable) -> Callable:
     """
 
     @functools.wraps(read)
-    def kept(*files: str | os.PathLike, **settings: Any) -> Any:
+    def kept(*files: str | Path, **settings: Any) -> Any:
         try:
             states = tuple(map(file_state, files))
         except OSError:
