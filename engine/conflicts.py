@@ -120,10 +120,11 @@ def after_step(run: Run, guider: CFGGuider) -> None:
             run.warn(f"{title} does nothing in steps that a cache answers, because the model does not run in them.", name)
         else:
             run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
+    as_planned = run.used is None or math.isclose(run.used, step.cfg)
+    if as_planned and is_plain(guider) and step.passes and UNCOND not in step.passes and ran[UNCOND]:
+        both_run(run)
     follows = [rule.title for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE)]
-    if run.used is None or math.isclose(run.used, step.cfg) or (not ran[UNCOND] and ran[COND]):
-        if is_plain(guider) and step.passes and UNCOND not in step.passes and ran[UNCOND]:
-            both_run(run)
+    if as_planned or (not ran[UNCOND] and ran[COND]):
         return
     if is_plain(guider):
         run.warn(f"Another node changed cfg to {run.used:g} behind KleinKit's nodes, which follow it.", "cfg")

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -72,11 +71,10 @@ def with_hooks(model: ModelPatcher) -> ModelPatcher:
         ValueError: not a flow matching model.
     """
     if not is_flow(model):
-        made = ", which a node before this one, such as ModelSamplingDiscrete, has made into another kind"
-        flow = isinstance(model.model.model_sampling, comfy.model_sampling.CONST)
+        changed_by = ", whose sampling a node before this one, such as ModelSamplingDiscrete, has changed"
         raise ValueError(
             f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got {type(model.model).__name__}"
-            f"{made if flow else ', which is none'}."
+            f"{changed_by if 'model_sampling' in model.object_patches else ', which is none'}."
         )
     model = model.clone()
     for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
