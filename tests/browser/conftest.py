@@ -57,6 +57,7 @@ def page(window, renderer, request):
     clear(page)
     yield page
     keep(page, request.node.name)
-    found = errors.copy()
+    # nano bears the names of Kleins with more layers: those that a workflow skips there are refused.
+    found = [error for error in errors if "/kleinkit/layers" not in error]
     errors.clear()
     assert found == [] and not page.evaluate("window.hacked")

@@ -1,5 +1,7 @@
 """Guidance on models other than Klein: ComfyUI's own classes of FLUX.1, SD3 and SD 1.5, tiny and with random weights."""
 
+import re
+
 import pytest
 import torch
 from kleinkit.nano.in_comfyui import random_klein
@@ -134,7 +136,10 @@ class TestFlowModels:
 
 @pytest.mark.parametrize("node", PREDICTIONS_ONLY)
 def test_models_that_predict_noise_are_refused(comfy, run_node, node):
-    with pytest.raises(ValueError, match=f"^{node}: Expected `model` to be a flow matching model .*, but got BaseModel"):
+    title = comfy.NODE_CLASS_MAPPINGS[node].GET_SCHEMA().display_name
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(title)}: Expected `model` to be a flow matching model .*, but got BaseModel"
+    ):
         with_nodes(run_node, tiny("SD15"), (node, PREDICTIONS_ONLY[node]))
 
 

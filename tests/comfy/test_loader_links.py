@@ -50,4 +50,5 @@ def test_a_route_does_not_follow_a_link_out_of_the_folders(installed, pack, tmp_
     assert "store" not in str(error.value)
     (installed / "diffusion_models/real.safetensors").hardlink_to(tmp_path / "store/diffusion_models" / MODEL)
     os.symlink(installed / "diffusion_models/real.safetensors", installed / "diffusion_models/klein-base.safetensors")
-    assert suited({"diffusion_model": "klein-base.safetensors"}) == {"steps": 50, "cfg": 4.0}
+    found = suited({"diffusion_model": "klein-base.safetensors"})
+    assert (found["steps"], found["cfg"]) == (50, 4.0)

@@ -90,7 +90,7 @@ def test_the_client_goes_away(lab, as_fresh, killed):
 def test_nan_is_reported(lab, as_fresh):
     outcome = api.queue(lab, prompts.prompt(prompts.SKIP, fault=("nan", 2)))
     assert outcome.error is None
-    assert "KleinKit: NaN or infinity from the model (skip) in step 1 of 2, at sigma 1;" in outcome.log
+    assert "KleinKit: NaN or infinity from the model (skip) in step 1 of 2, at sigma 1." in outcome.log
     as_fresh()
 
 

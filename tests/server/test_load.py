@@ -52,7 +52,7 @@ REFUSED = (
     (changed("rule1", schedule="absent"), "KleinKitCFG", "Expected `schedule` to be one of"),
     (changed("shift", shift="absent"), "KleinKitDynamicShift", "Expected `shift` to be one of"),
     (changed("loader", vae="../vae.safetensors"), "KleinKitLoader", "'../vae.safetensors' not in"),
-    (prompts.prompt(SLERP, IMAGE), "KleinKitImageCFG", "KleinKitImageCFG and KleinKitSlerpCFG both decide"),
+    (prompts.prompt(SLERP, IMAGE), "KleinKitImageCFG", "Klein Image CFG and Klein Slerp CFG both decide"),
 )
 
 

@@ -1,6 +1,7 @@
 """Starting ComfyUI with the pack, and what it answers to a prompt that it refuses."""
 
 import re
+from urllib.parse import quote
 
 from kleinkit.harness import server as api
 from kleinkit.harness.workflow import WORKFLOWS, read
@@ -25,7 +26,7 @@ def test_every_workflow_is_in_the_template_browser_with_its_thumbnail(server):
     listed = api.get(server, "/workflow_templates")["KleinKit"]
     assert sorted(listed) == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
     for name in listed:
-        assert api.get(server, f"/api/workflow_templates/KleinKit/{name}.json") == read(name)
+        assert api.get(server, f"/api/workflow_templates/KleinKit/{quote(name)}.json") == read(name)
         with Image.open(WORKFLOWS / f"{name}.jpg") as thumbnail:
             assert thumbnail.format == "JPEG"
 
