@@ -9,9 +9,14 @@ from typing import Any, TypeGuard
 LONGEST_VALUE = 200
 
 
+def sentence(name: str, fits: str, but: str) -> str:
+    """The sentence for an input that does not fit, where words say what it is instead."""
+    return f"Expected `{name}` to be {fits}, but {but}."
+
+
 def expected(name: str, fits: str, given: object) -> ValueError:
     """The error for an input that does not fit: `raise expected("start", "between 0.0 and 1.0", 1.2)`."""
-    return ValueError(f"Expected `{name}` to be {fits}, but got {shown(given)}.")
+    return ValueError(sentence(name, fits, f"got {shown(given)}"))
 
 
 def shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..checks import sentence
 from .header import CheckpointError
 from .inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TAEF2, TEXT_ENCODER, VAE, Checkpoint
 from .klein import check_tensors
@@ -26,7 +27,8 @@ def check_model(checkpoint: Checkpoint) -> None:
     """
     part = checkpoint.parts.get(MODEL)
     if part is None or part.architecture != KLEIN:
-        raise CheckpointError(f"Expected `diffusion_model` to be a {KLEIN}, but {checkpoint.name} is {checkpoint.what(MODEL)}.")
+        but = f"{checkpoint.name} is {checkpoint.what(MODEL)}"
+        raise CheckpointError(sentence("diffusion_model", f"a {KLEIN}", but))
     check_tensors(checkpoint)
     if not part.text_width:
         raise CheckpointError(
@@ -151,4 +153,4 @@ def misfit(
         remedy = f"put {official[0]}.safetensors into models/{folder}"
     else:
         remedy = f"put one that fits into models/{folder}"
-    return CheckpointError(f"Expected `{name}` to be {needs}, but {given}; {remedy}.")
+    return CheckpointError(sentence(name, needs, f"{given}; {remedy}"))

@@ -6,6 +6,7 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, merge_nested_dicts
 from comfy.samplers import calc_cond_batch
 
+from ..checks import sentence
 from ..guidance.base_uncond import BaseUncond
 from .counting import counting
 from .run import run_of
@@ -26,14 +27,11 @@ def with_base(model: ModelPatcher, base: ModelPatcher) -> ModelPatcher:
     """
     architecture, other = (m.model.model_config.unet_config | {"dtype": None} for m in (model, base))
     if type(model.model) is not type(base.model) or architecture != other:
-        raise ValueError(
-            f"Expected `base_model` to be of the same architecture as `model` ({describe(model)}), but got {describe(base)}."
-        )
+        fits = f"of the same architecture as `model` ({describe(model)})"
+        raise ValueError(sentence("base_model", fits, f"got {describe(base)}"))
     if base.is_clone(model):
-        raise ValueError(
-            "Expected `base_model` to be loaded from a file of its own, but got the weights of `model` again: "
-            "put the base model's file into a second loader."
-        )
+        got = "got the weights of `model` again: put the base model's file into a second loader"
+        raise ValueError(sentence("base_model", "loaded from a file of its own", got))
     model.set_additional_models(BASE, [base])
     if not model.get_wrappers(WrappersMP.CALC_COND_BATCH, BASE):
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, BASE, calc_cond_batch_with_base)

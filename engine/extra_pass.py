@@ -13,6 +13,7 @@ from comfy.model_patcher import set_model_options_patch_replace
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
+from ..checks import sentence
 from ..guidance.rule import COND, Block, BlockPatch, ExtraPass
 from ..guidance.skip_layer import skip
 from .counting import blocks_of, is_compiled
@@ -33,9 +34,8 @@ def block_counts(model: BaseModel) -> dict[str, int]:
     """
     counts = {kind: len(blocks) for kind, blocks in blocks_of(model).items()}
     if not counts["double_block"]:
-        raise ValueError(
-            f"Expected `model` to be made of double and single blocks, as FLUX.2 [klein] is, but got {type(model).__name__}."
-        )
+        fits = "made of double and single blocks, as FLUX.2 [klein] is"
+        raise ValueError(sentence("model", fits, f"got {type(model).__name__}"))
     return counts
 
 

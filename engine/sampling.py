@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy.samplers import CFGGuider
 
-from ..checks import in_node
+from ..checks import in_node, sentence
 from ..guidance import stack
 from ..guidance.plan import plan_step
 from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
@@ -71,11 +71,11 @@ def with_hooks(model: ModelPatcher) -> ModelPatcher:
         ValueError: not a flow matching model.
     """
     if not is_flow(model):
-        changed_by = ", whose sampling a node before this one, such as ModelSamplingDiscrete, has changed"
-        raise ValueError(
-            f"Expected `model` to be a flow matching model such as FLUX.2 [klein], but got {type(model.model).__name__}"
-            f"{changed_by if 'model_sampling' in model.object_patches else ', which is none'}."
-        )
+        why = "which is none"
+        if "model_sampling" in model.object_patches:
+            why = "whose sampling a node before this one, such as ModelSamplingDiscrete, has changed"
+        fits = "a flow matching model such as FLUX.2 [klein]"
+        raise ValueError(sentence("model", fits, f"got {type(model.model).__name__}, {why}"))
     model = model.clone()
     for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
         if not model.get_wrappers(kind, KEY):
@@ -100,8 +100,8 @@ def sample(
     rules = options.get(RULES, ())
     sampler = getattr(getattr(executor.class_obj, "sampler_function", None), "__name__", "")
     run = Run(sigmas.float().tolist(), rules, sampler, len(options["sampler_post_cfg_function"]))
-    for sentence in before_run(rules, guider, options, run.sigmas):
-        run.warn(sentence)
+    for warning in before_run(rules, guider, options, run.sigmas):
+        run.warn(warning)
     if options.get(PROBES):
         run.watch = Watch(options[PROBES], run, noise.shape)
     options["transformer_options"] = counting({**options.get("transformer_options", {}), RUN: run}, run)

@@ -68,16 +68,14 @@ class KleinKitReport(io.ComfyNode):
         runs = [run for one in dict.fromkeys(probe) for run in one.runs if led_here(run, sources)]
         if not runs:
             raise ValueError(
-                "Expected `probe` to have records of the run that made `latent`, but got none: connect the "
-                "probe's model to that sampler; if it is connected, change the seed to run it again."
+                "Expected `probe` to have records of the run that made `latent`, but got none: connect the probe's model to "
+                "that sampler; if it is connected, change the seed to run it again."
             )
         try:
             # Here alone: without matplotlib, only this node fails; with it, ComfyUI starts no slower.
             from ..report.plot import plot
         except ImportError as error:
-            raise ValueError(
-                f"Expected matplotlib to be installed in ComfyUI's Python (pip install matplotlib), but got: {error}."
-            ) from error
+            raise ValueError(f"The plot needs matplotlib in ComfyUI's Python (pip install matplotlib): {error}.") from error
         return io.NodeOutput(torch.from_numpy(plot(runs)).float().div_(255.0)[None], as_json(runs))
 
 

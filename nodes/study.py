@@ -7,7 +7,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..checks import names_itself
+from ..checks import expected, names_itself
 from ..report.sheet import MOST_COLUMNS, sheet
 from ..report.sweep import MOST_VALUES, label, parse_values
 
@@ -62,7 +62,7 @@ def whole(value: float) -> int | ExecutionBlocker:
     """A number for an INT input. Where it is none, the node that gets it does not run, and says why; the others run."""
     if value.is_integer():
         return int(value)
-    return ExecutionBlocker(f"Klein Sweep: Expected `values` to be whole numbers for this input, but got {label(value)}.")
+    return ExecutionBlocker(f"Klein Sweep: {expected('values', 'whole numbers for this input', value)}")
 
 
 @names_itself

@@ -7,6 +7,7 @@ from functools import partial
 from aiohttp import web
 from server import PromptServer
 
+from ..checks import sentence
 from .guidance import preview as preview_guidance
 from .guidance import preview_layers
 from .loader import suited
@@ -30,21 +31,21 @@ async def settings_of(request: web.Request) -> dict:
         ValueError: it carries none; the message says what would do.
     """
     if request.content_type != "application/json":
-        raise ValueError(f"Expected a body of type application/json, but got {request.content_type[:100]}.")
+        raise ValueError(sentence("body", "of type application/json", f"got {request.content_type[:100]}"))
     body = b""
     try:
         async for chunk in request.content.iter_chunked(MOST_BYTES):
             body += chunk
             if len(body) > MOST_BYTES:
-                raise ValueError(f"Expected a body of at most {MOST_BYTES} bytes, but got more.")
+                raise ValueError(sentence("body", f"at most {MOST_BYTES} bytes long", "got more"))
     except web.RequestPayloadError as error:
-        raise ValueError("Expected a body that is what its headers say, but it cannot be decoded.") from error
+        raise ValueError(sentence("body", "what its headers say", "it cannot be decoded")) from error
     try:
         settings = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError("Expected a body of JSON, but got something else.") from error
+        raise ValueError(sentence("body", "JSON", "got something else")) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"Expected a JSON object of settings, but got {type(settings).__name__}.")
+        raise ValueError(sentence("body", "a JSON object of settings", f"got {type(settings).__name__}"))
     return settings
 
 

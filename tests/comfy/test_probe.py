@@ -331,7 +331,7 @@ class TestReport:
         monkeypatch.delitem(sys.modules, pack("report").__name__ + ".plot", raising=False)
         monkeypatch.delattr(pack("report"), "plot", raising=False)
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(ValueError, match="^Klein Report: Expected matplotlib to be installed in ComfyUI's Python"):
+        with pytest.raises(ValueError, match="^Klein Report: The plot needs matplotlib in ComfyUI's Python"):
             report(probe)
 
 
