@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from editor import TRIES
 from kleinkit.harness.editor import add_node, chromium, open_editor, set_up
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 # The first heading of a page in its language: a title alone could be that of a page in English.
@@ -27,6 +28,18 @@ def select(page, kind):
     )
 
 
+def open_panel(page):
+    """Open Node Info. The editor may draw the graph anew in its language, and what was selected is not any more: try again."""
+    for tries in range(TRIES):
+        select(page, KINDS[0])
+        try:
+            page.get_by_test_id("info-button").click(timeout=10_000)
+            return
+        except TimeoutError:
+            if tries == TRIES - 1:
+                raise
+
+
 @pytest.fixture(params=LANGUAGES)
 def language(request):
     return request.param
@@ -44,8 +57,7 @@ def page(server, language):
         )
         for kind in KINDS:
             add_node(page, kind)
-        select(page, KINDS[0])
-        page.get_by_test_id("info-button").click()
+        open_panel(page)
         yield page
         # The server keeps what the next editor begins with.
         set_up(server, **{"Comfy.Locale": "en", PANEL: False})

@@ -265,6 +265,8 @@ def test_a_fault_of_the_preview_itself_is_called_so(page, errors):
 
 
 def test_a_model_that_could_not_be_read_is_asked_for_again(page, errors):
+    # The scripts forget what they were told of files, also in the test of the other renderer.
+    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
     [loader] = add(page, "KleinKitLoader")
     sentence = "the file is damaged"
     page.route("**/kleinkit/loader", lambda route: route.fulfill(status=400, json={"error": sentence}))
