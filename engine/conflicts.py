@@ -35,11 +35,9 @@ def is_zero_star(hook: Callable) -> bool:
     """Whether a hook is that of ComfyUI's CFGZeroStar: the function that its node defines."""
     node = getattr(comfy_extras.nodes_cfg, "CFGZeroStar", None)
     method = getattr(node, "execute", None) or getattr(node, "patch", None)
-    return getattr(hook, "__code__", None) in getattr(getattr(method, "__func__", method), "__code__", _none).co_consts
-
-
-def _none():
-    pass
+    defines = getattr(getattr(method, "__code__", None), "co_consts", ())
+    # A callable object has no code, and None is among the constants of most functions.
+    return hasattr(hook, "__code__") and hook.__code__ in defines
 
 
 def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, sigmas: list[float]) -> Iterator[str]:

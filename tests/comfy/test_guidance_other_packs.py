@@ -1,6 +1,7 @@
 """Guidance next to other packs' hooks and ComfyUI's own guidance nodes: both take effect."""
 
 import re
+from operator import itemgetter
 
 import pytest
 import torch
@@ -288,6 +289,11 @@ def test_another_node_s_cfg_counts(klein, run_node, cfg):
             "Klein CFG-Zero* and ComfyUI's CFGZeroStar both scale",
         ),
         (lambda run_node, model: with_nodes(run_node, model, RENORM), None),
+        (
+            # A hook without code of its own is nobody's CFG-Zero*.
+            lambda run_node, model: hooked(with_nodes(run_node, model, ZERO_STAR), "post_cfg", itemgetter("denoised")),
+            None,
+        ),
     ],
 )
 def test_a_combination_without_a_meaning_is_warned_of_once(klein, run_node, caplog, build, warning):
