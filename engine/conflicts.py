@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
 from ..guidance.plan import plan
-from ..guidance.rule import ADAPTIVE, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
+from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
 from .run import Run, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
@@ -67,6 +67,11 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
     if NEGATIVE in title and any(map(is_zero_star, hooks)):
         yield f"{title[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction. Remove ComfyUI's."
     patches = model_options.get("transformer_options", {}).get("patches", {})
+    if ATTENTION in title and "attn1_output_patch" in patches:
+        yield (
+            f"{title[ATTENTION]} and another node, such as ComfyUI's Normalized Attention Guidance, both change what the "
+            "attention gives. Remove one of the two."
+        )
     if BASE in title and any(name.startswith("attn") for name in patches):
         yield (
             f"{title[BASE]} takes the negative out of the batch, so a node that mixes positive and negative in the model's "
@@ -118,6 +123,9 @@ def after_step(run: Run, guider: CFGGuider) -> None:
             run.warn(f"{title} does nothing in steps that a cache answers, because the model does not run in them.", name)
         else:
             run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
+    for rule in run.rules:
+        if rule.mix(step) and ran[COND] and not run.served(COND) and rule.node not in run.acted:
+            run.warn(f"{rule.title} had nothing to mix in step {step.index + 1}, so it has no effect there.", rule.node)
     as_planned = run.used is None or math.isclose(run.used, step.cfg)
     if as_planned and is_plain(guider) and step.passes and UNCOND not in step.passes and ran[UNCOND]:
         both_run(run)

@@ -61,6 +61,7 @@ class Run:
         observed, pending: what rules observed, by node: numbers that count in this step, and scalars on the device.
         memories: each rule's own dict, by node.
         entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
+        acted: nodes of the rules that mixed the attention in this call.
         model_calls: of this step's call so far; several devices append to it at once.
         finite: whether the latent, the passes and the result of the call before are; booleans on the device.
         total: how many passes of each kind ran so far.
@@ -83,6 +84,7 @@ class Run:
     pending: dict[str, torch.Tensor] = field(default_factory=dict)
     memories: dict[str, dict] = field(default_factory=dict)
     entries: dict[str, dict] = field(default_factory=dict)
+    acted: set[str] = field(default_factory=set)
     model_calls: list[ModelCall] = field(default_factory=list)
     finite: dict[str, torch.Tensor] = field(default_factory=dict)
     total: Counter = field(default_factory=Counter)
@@ -147,6 +149,7 @@ class Run:
     def began(self, conds: dict[str, list[dict]]) -> None:
         """Forget the call before, and learn which conditioning is what."""
         self.entries.clear()
+        self.acted.clear()
         self.model_calls.clear()
         self.used = None
         self.roles = {}

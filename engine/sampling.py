@@ -17,6 +17,7 @@ from ..checks import in_node, sentence
 from ..guidance import stack
 from ..guidance.plan import plan_step
 from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
+from .both_texts import both_texts
 from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
@@ -184,13 +185,15 @@ def predict(
         return comfy.samplers.cfg_function(guider.inner_model, x, x, 1.0, x, timestep, own, *prompts)
 
     extras = extras_of(run.rules, step)
-    values, patches = {}, {}
+    values, patches = {}, both_texts(run, step, conds)
+    alone = run.model_options
+    run.model_options = {**alone, "transformer_options": {**alone["transformer_options"], **patches}}
     # Some guiders return at cfg 1 before the hook in which an extra pass runs.
     if step.cfg == 1.0 and (UNCOND in step.passes or (extras and not is_plain(guider))):
         values["disable_cfg1_optimization"] = True
     for _, extra in extras:
         prompt = conds.get("positive" if extra.of == COND else "negative") or ()
-        if is_plain(guider) and entry_is_certain(extra, prompt, run.model_options):
+        if is_plain(guider) and entry_is_certain(extra, prompt, alone):
             options = {**model_options, "transformer_options": {**transformer_options, **patches}}
             kept = keep_entry(options, extra, first_block(extra, block_counts(guider.inner_model)), run)
             patches["patches_replace"] = kept["transformer_options"]["patches_replace"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 # The stack's order, whatever the order of the wiring. Two rules that combine the predictions exclude each other.
-SCHEDULE, DISTILLED, ADAPTIVE, BASE, NEGATIVE, COMBINE, ADD, RENORM = range(8)
+SCHEDULE, DISTILLED, ADAPTIVE, ATTENTION, BASE, NEGATIVE, COMBINE, ADD, RENORM = range(9)
 
 COND, UNCOND = "cond", "uncond"
 
@@ -20,6 +20,8 @@ def precise(device: torch.device) -> torch.dtype:
 # `(arguments, extra) → states`, as ComfyUI calls what takes the place of a block: `extra["original_block"]` runs the block.
 BlockPatch = Callable[[dict, dict], dict]
 Block = tuple[str, int]
+# `(positive, negative) → mixed`, each [B, tokens, channels]: the attention's output at the image's tokens.
+Mix = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,13 @@ class Rule:
     def needs(self, step: Step) -> tuple[str, ...]:
         """Names of the passes that this rule needs in the step, beyond those of its cfg."""
         return ()
+
+    def mix(self, step: Step) -> Mix | None:
+        """How the image's attention to the positive's text and to the negative's become one; None where it stays as it is.
+
+        The engine then runs both texts in the positive's pass, and the negative needs no pass of its own.
+        """
+        return None
 
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         """The predictions with this rule applied; the same object where the rule has nothing to do."""

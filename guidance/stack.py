@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from .cfg import combine
-from .rule import COMBINE, Rule, ScaledVelocities, Step
+from .rule import ATTENTION, COMBINE, Rule, ScaledVelocities, Step
 
 
 def ordered(rules: Iterable[Rule]) -> list[Rule]:
@@ -23,7 +23,8 @@ def add(rules: tuple[Rule, ...], rule: Rule) -> tuple[tuple[Rule, ...], bool]:
     Returns:
         `(rules, replaced)`: the new tuple, and whether an earlier one was replaced.
     Raises:
-        ValueError: both combine the predictions, or two passes have one name; the sentence names both nodes.
+        ValueError: both combine the predictions, both mix the attention, or two passes have one name. The sentence names
+            both nodes.
     """
     kept = tuple(other for other in rules if other.node != rule.node)
     for other in kept:
@@ -31,6 +32,8 @@ def add(rules: tuple[Rule, ...], rule: Rule) -> tuple[tuple[Rule, ...], bool]:
             raise ValueError(
                 f"{rule.title} and {other.title} both decide how the positive and the negative are combined: remove one."
             )
+        if other.order == rule.order == ATTENTION:
+            raise ValueError(f"{rule.title} and {other.title} both mix the attention to the two prompts: remove one.")
         same = {extra.name for extra in rule.passes} & {extra.name for extra in other.passes}
         if same:
             raise ValueError(f"{rule.title} and {other.title} both have a pass named {min(same)}: rename one.")

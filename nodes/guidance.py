@@ -7,12 +7,14 @@ from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice
 from ..engine.base_pass import with_base
+from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
 from ..guidance.adaptive import Adaptive
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
 from ..guidance.image import ImageCFG
+from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
@@ -333,6 +335,52 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
         return io.NodeOutput(with_rule(model, Adaptive(threshold)))
 
 
+@names_itself
+class KleinKitNAG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitNAG",
+            display_name="Klein NAG",
+            description="The negative prompt works at cfg 1, on distilled models too: the image's attention is led away from "
+            "it. One pass a step, as without.",
+            search_aliases=["normalized attention guidance", "negative prompt", "nag"],
+            inputs=[
+                io.Float.Input(
+                    "scale",
+                    default=5.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How far away from the negative prompt; 1 is off.",
+                ),
+                io.Float.Input(
+                    "tau",
+                    default=2.5,
+                    min=1.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="How many times longer the guided attention may become than the positive's.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the guided attention is mixed in; 0 is off.",
+                ),
+                share("start", 0.0, "Begins at this share of the run's steps."),
+                share("end", 1.0, "Ends before this share of the run's steps."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, scale: float, tau: float, alpha: float, start: float, end: float) -> io.NodeOutput:
+        check_model(model.model)
+        return io.NodeOutput(with_rule(model, NAG(scale, tau, alpha, start, end)))
+
+
 NODES = [
     KleinKitCFG,
     KleinKitCFGZeroStar,
@@ -342,4 +390,5 @@ NODES = [
     KleinKitImageCFG,
     KleinKitBaseUncond,
     KleinKitAdaptiveGuidance,
+    KleinKitNAG,
 ]

@@ -10,6 +10,7 @@ from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
 from ..guidance.distilled import Distilled
 from ..guidance.image import ImageCFG
+from ..guidance.nag import NAG
 from ..guidance.plan import plan
 from ..guidance.renorm import Renorm
 from ..guidance.rule import UNCOND, Rule
@@ -44,7 +45,7 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
     return kind(**inputs)
 
 
-RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive)}
+RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG)}
 # Rules of other fields than their node has inputs.
 FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer}
 

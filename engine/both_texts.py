@@ -1,0 +1,170 @@
+"""One pass with two texts: the image attends to the positive's and to the negative's, and a rule mixes what it finds.
+
+The negative's tokens stand in front of the positive's, at the same positions. Each text attends to itself and to the image.
+So the pass costs the negative's tokens and a second attention, where a second pass would cost everything twice.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import comfy.ldm.flux.model
+import comfy.utils
+import torch
+from comfy.model_base import BaseModel
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ..checks import expected
+from ..guidance.rule import COND, Mix, Rule, Step
+from .extra_pass import uncompiled
+from .run import Run
+
+KEY = "kleinkit_texts"
+OVERRIDE = "optimized_attention_override"
+
+
+class Texts(NamedTuple):
+    """What stands in a sequence: the numbers of the negative's and the positive's tokens, and the rows that are mixed."""
+
+    negative: int
+    positive: int
+    rows: slice | list[int]
+
+
+def check_model(model: BaseModel) -> None:
+    """Raises: ValueError: the attention of this model is not known."""
+    if not isinstance(model.diffusion_model, comfy.ldm.flux.model.Flux):
+        raise expected("model", "a FLUX.2 [klein], or another model that ComfyUI builds as FLUX", type(model).__name__)
+
+
+def negative_text(conds: list[dict], sigma: float) -> torch.Tensor | None:
+    """The negative's text at a sigma, [B, tokens, width]; None where it is not one conditioning for the whole picture.
+
+    Args:
+        conds: the negative's conditionings, as ComfyUI's samplers have them.
+        sigma: of the step.
+    """
+    now = [c for c in conds if c.get("timestep_end", 0.0) <= sigma <= c.get("timestep_start", math.inf)]
+    if len(now) != 1 or now[0].keys() & {"area", "mask"}:
+        return None
+    return now[0]["model_conds"]["c_crossattn"].cond
+
+
+def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
+    """The transformer options of a step in which a rule mixes the attention to both texts; empty in other steps.
+
+    Args:
+        run: its `acted` gets the rule's node when the attention is mixed.
+        step: of the plan.
+        conds: the guider's conditionings.
+    """
+    rule, mix = next(((rule, mix) for rule in run.rules if (mix := rule.mix(step))), (None, None))
+    if rule is None or mix is None or COND not in step.passes:
+        return {}
+    negative = negative_text(conds.get("negative") or [], step.sigma)
+    if negative is None:
+        run.warn(
+            f"{rule.title} does nothing in step {step.index + 1}: it needs a negative prompt that is one conditioning for the "
+            "whole picture.",
+            rule.node,
+        )
+        return {}
+    options = uncompiled(run.model_options)["transformer_options"]
+    wrappers, patches = options.get("wrappers", {}), options.get("patches", {})
+    around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [partial(join, run, rule, negative)]}
+    return {
+        "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: around},
+        "patches": {**patches, "post_input": [*patches.get("post_input", ()), place]},
+        OVERRIDE: partial(attend, run, rule, mix, options.get(OVERRIDE)),
+    }
+
+
+def join(
+    run: Run,
+    rule: Rule,
+    negative: torch.Tensor,
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    y: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    ref_latents: list | None,
+    control: dict | None,
+    transformer_options: dict,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Wrapper of ComfyUI's `Flux.forward`: put the negative's text in front of the positive's."""
+    rows = mixed_rows(run, transformer_options, len(x))
+    if rows != [] and kwargs.get("attention_mask") is not None:
+        run.warn(f"{rule.title} does nothing with a prompt that has an attention mask, such as a style model's.", rule.node)
+        rows = []
+    if rows != []:
+        passes = len(transformer_options["uuids"])
+        text = comfy.utils.repeat_to_batch_size(negative, len(x) // passes).to(context).repeat(passes, 1, 1)
+        transformer_options = {**transformer_options, KEY: Texts(text.shape[1], context.shape[1], rows)}
+        context = torch.cat((text, context), dim=1)
+    return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
+
+
+def mixed_rows(run: Run, options: dict, batch: int) -> slice | list[int]:
+    """The rows of a model call that belong to the positive's pass, or to a pass that is the positive's with a change."""
+    of_positive = {COND, *(extra.name for rule in run.rules for extra in rule.passes if extra.of == COND)}
+    passes = list(zip(options["uuids"], options["cond_or_uncond"]))
+    size = batch // len(passes)
+    rows = [place * size + row for place, one in enumerate(passes) if run.role(*one) in of_positive for row in range(size)]
+    return slice(None) if len(rows) == batch else rows
+
+
+def place(args: dict) -> dict:
+    """Input patch: both texts are at the positions that each would have alone."""
+    texts = args["transformer_options"].get(KEY)
+    if texts is None:
+        return args
+    ids = args["txt_ids"]
+    longest = torch.arange(max(texts[:2]), device=ids.device)
+    return {**args, "txt_ids": ids[:, torch.cat([longest[: texts.negative], longest[: texts.positive]])]}
+
+
+def attend(
+    run: Run,
+    rule: Rule,
+    mix: Mix,
+    earlier: Callable[..., torch.Tensor] | None,
+    attention: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    heads: int,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Attention override: each text with the image, and the image's two outputs mixed.
+
+    Args:
+        earlier: another node's override, which goes on doing what it does.
+        attention: ComfyUI's.
+        q, k, v: [B, heads, tokens, head width]; keys and values may have more tokens, at the end.
+    Returns:
+        [B, tokens, channels].
+    """
+    run_attention = partial(earlier, attention) if earlier else attention
+    texts = kwargs["transformer_options"].get(KEY)
+    if texts is None:
+        return run_attention(q, k, v, heads, *args, **kwargs)
+    if kwargs.get("mask") is not None:
+        raise ValueError(f"{rule.title}: another node's attention mask does not know the second text: remove one of the two.")
+    first, image, rows = texts.negative, texts.negative + texts.positive, texts.rows
+
+    def without_positive(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat((tokens[rows, :, :first], tokens[rows, :, image:]), dim=2)
+
+    positive = run_attention(q[:, :, first:], k[:, :, first:], v[:, :, first:], heads, *args, **kwargs)
+    negative = run_attention(*map(without_positive, (q, k, v)), heads, *args, **kwargs)
+    out = positive.new_zeros(len(positive), q.shape[2], positive.shape[2])
+    out[:, first:] = positive
+    out[rows, :first] = negative[:, :first]
+    out[rows, image:] = mix(positive[rows, texts.positive :], negative[:, first:])
+    run.acted.add(rule.node)
+    return out
