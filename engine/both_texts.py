@@ -46,9 +46,10 @@ def negative_text(conds: list[dict], sigma: float) -> torch.Tensor | None:
         sigma: of the step.
     """
     now = [c for c in conds if c.get("timestep_end", 0.0) <= sigma <= c.get("timestep_start", math.inf)]
-    if len(now) != 1 or now[0].keys() & {"area", "mask"}:
-        return None
-    return now[0]["model_conds"]["c_crossattn"].cond
+    whole = [c for c in now if not c.keys() & {"area", "mask"}]
+    # For each area of the positive ComfyUI adds a copy of the negative, with the same text.
+    texts = {id(text): text for c in now if (text := c["model_conds"].get("c_crossattn"))}
+    return next(iter(texts.values())).cond if whole and len(texts) == 1 else None
 
 
 def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:

@@ -18,6 +18,7 @@ RULES = (
     ),
     ("KleinKitImageCFG", dict(image_scale=2.0)),
     ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
+    ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     ("KleinKitAdaptiveGuidance", dict(threshold=1.0)),
     ("KleinKitDynamicShift", {"shift": {"shift": "flux2"}}),
 )

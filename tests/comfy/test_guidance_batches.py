@@ -25,6 +25,7 @@ NODES = {
         for mode in ("global", "token", "channel")
     },
     "slerp": ("KleinKitSlerpCFG", {}),
+    "nag": ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),
 }
 

@@ -21,6 +21,7 @@ NODES = {
     "KleinKitImageCFG": dict(image_scale=2.0),
     "KleinKitBaseUncond": {},
     "KleinKitAdaptiveGuidance": dict(threshold=0.3),
+    "KleinKitNAG": dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=0.7),
 }
 EXCLUDE = {"KleinKitSlerpCFG", "KleinKitImageCFG"}
 NEUTRAL = {
@@ -30,6 +31,7 @@ NEUTRAL = {
     "KleinKitRenorm": dict(mode="global", strength=0.0, shrink_only=True),
     "KleinKitImageCFG": dict(image_scale=1.0),
     "KleinKitAdaptiveGuidance": dict(threshold=1.0),
+    "KleinKitNAG": dict(scale=1.0, tau=2.0, alpha=0.5, start=0.0, end=1.0),
 }
 
 

@@ -19,6 +19,7 @@ NODES = {
     "KleinKitImageCFG": dict(image_scale=2.0),
     "KleinKitBaseUncond": {},
     "KleinKitAdaptiveGuidance": dict(threshold=0.9),
+    "KleinKitNAG": dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
     "KleinKitDynamicShift": {"shift": {"shift": "flux2"}},
 }
 

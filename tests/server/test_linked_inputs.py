@@ -24,6 +24,7 @@ WITH_WIDGETS = (
     "KleinKitRenorm",
     "KleinKitImageCFG",
     "KleinKitAdaptiveGuidance",
+    "KleinKitNAG",
     "KleinKitSweep",
     "KleinKitContactSheet",
 )
