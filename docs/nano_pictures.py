@@ -27,6 +27,8 @@ PROMPTS = (
     "a large red triangle at the top, on a blue background",
 )
 SOURCE = "a large white circle at the bottom, on a green background"
+# What these scenes have least of: all but its size and its place.
+AGAINST = "a large red circle in the middle, on a purple background"
 SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()
 # Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
@@ -49,7 +51,7 @@ class Row(NamedTuple):
         loader, scheduler: inputs of Klein Loader and Klein Scheduler other than their defaults.
         static: the sigmas are those of ComfyUI's scheduler `simple`.
         source: the run begins in the picture of `SOURCE`.
-        prompts, seed: of the pictures.
+        prompts, seed, negative: of the pictures.
     """
 
     label: str
@@ -62,6 +64,7 @@ class Row(NamedTuple):
     source: bool = False
     prompts: tuple[str, ...] = PROMPTS
     seed: int = SEED
+    negative: str = ""
 
 
 def klein_cfg(schedule: str, **inputs: Any) -> Node:
@@ -78,6 +81,10 @@ def renorm(mode: str) -> Node:
 
 def adaptive(threshold: float) -> Node:
     return "KleinKitAdaptiveGuidance", {"threshold": threshold}
+
+
+def nag(alpha: float) -> Node:
+    return "KleinKitNAG", {"scale": 5.0, "tau": 2.5, "alpha": alpha, "start": 0.0, "end": 1.0}
 
 
 SKIP_LAYER = (
@@ -151,6 +158,11 @@ PICTURES = {
             loader=UNGUARDED,
         ),
     ),
+    "KleinKitNAG": (
+        Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
+        Row("distilled, NAG: {passes} passes", (nag(0.25),), cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
+        Row("distilled, NAG, alpha 0.5", (nag(0.5),), cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
+    ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),
         Row("threshold 0.999: {passes} passes", (adaptive(0.999),)),
@@ -209,7 +221,7 @@ def prompt_of(row: Row, text: str) -> dict[str, Any]:
     prompt = {
         "loader": loader(**row.loader),
         "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": text}},
-        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": ""}},
+        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": row.negative}},
         "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
         "empty": {"class_type": "EmptyFlux2LatentImage", "inputs": empty},
         "sigmas": scheduler(row.steps, **row.scheduler),
