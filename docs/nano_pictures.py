@@ -27,7 +27,7 @@ PROMPTS = (
     "a large red triangle at the top, on a blue background",
 )
 SOURCE = "a large white circle at the bottom, on a green background"
-# What these scenes have least of: all but its size and its place.
+# As large as all of these.
 AGAINST = "a large red circle in the middle, on a purple background"
 SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()

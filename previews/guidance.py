@@ -101,7 +101,7 @@ def preview(settings: dict) -> dict:
     Returns:
         dict: `cfg` [n], the scale of each step; `passes` [n], how many run; `total`, their sum; `plain`, how many run
         without any of the rules; `ignored`, the highest cfg that counts as 1 because the model is distilled, else 0;
-        `negative`, whether a step asks for the negative prediction; `decides`, the nodes that can end guidance during the
+        `negative`, whether the negative prompt counts in a step; `decides`, the nodes that can end guidance during the
         run, so that `total` is the most that runs.
     Raises:
         ValueError: no such setting, or a value that does not fit.
@@ -136,7 +136,7 @@ def preview(settings: dict) -> dict:
         "total": sum(passes),
         "plain": sum(len(step.passes) for step in plan(guard, sigmas, cfg)),
         "ignored": max((step.cfg for step in asked if step.cfg > 1.0), default=0.0) if distilled else 0.0,
-        "negative": any(UNCOND in step.passes for step in steps),
+        "negative": any(UNCOND in step.passes or any(rule.mix(step) for rule in rules) for step in steps),
         "decides": [rule.node for rule in rules if guided and type(rule).observe is not Rule.observe],
     }
 
