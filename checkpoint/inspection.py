@@ -273,7 +273,7 @@ def _of_family(tensors: dict[str, Tensor], formats: Formats, family: Family, pre
         return None
     image = tensors[place(family.image) + ".weight"]
     other = (what for start, what in family.siblings.items() if any(key.startswith(prefix + start) for key in tensors))
-    jumps = [layer for layer in family.outside if family.flow_map and layer.startswith(family.flow_map)]
+    jumps = family.only_distilled
     return _part(
         tensors,
         formats,

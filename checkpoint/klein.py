@@ -21,7 +21,7 @@ def layout(family: Family, blocks: Sequence[int], *, distilled: bool | None = No
         `{original name: (rows as a multiple of the hidden size or None, diffusers' names)}`.
     """
     tensors = {}
-    outside = {name: row for name, row in family.outside.items() if distilled or not _of_a_flow_map(family, name)}
+    outside = {name: row for name, row in family.outside.items() if distilled or name not in family.only_distilled}
     places = [("", "", outside)]
     for stack, count in zip(family.stacks, blocks, strict=True):
         places += [(f"{stack.original}{number}.", f"{stack.diffusers}{number}.", stack.table) for number in range(count)]
@@ -30,10 +30,6 @@ def layout(family: Family, blocks: Sequence[int], *, distilled: bool | None = No
             key = ours + name + (".scale" if name.endswith("_norm") else ".weight")
             tensors[key] = (rows, tuple(theirs + other + ".weight" for other in names))
     return tensors
-
-
-def _of_a_flow_map(family: Family, name: str) -> bool:
-    return bool(family.flow_map) and name.startswith(family.flow_map)
 
 
 def layout_of(checkpoint: Checkpoint) -> dict[str, tuple]:

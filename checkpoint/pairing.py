@@ -203,7 +203,7 @@ def _reason(model: Checkpoint, role: str, checkpoint: Checkpoint) -> str:
     if (part.architecture, part.width) == (QWEN3, text_width_of(model)) and QWEN3 not in family.encoders:
         theirs = next(other.rope_theta for other in FAMILIES.values() if QWEN3 in other.encoders)
         return (
-            f", whose shapes are the same but whose positions turn otherwise (rope θ {theirs:,}, not {family.rope_theta:,}): "
-            "the pictures would be wrong"
+            f", which has the same shapes but another rope θ ({theirs:,}, not {family.rope_theta:,}), "
+            "so the pictures would be wrong"
         )
     return ""

@@ -66,10 +66,10 @@ def variant_of(klein: Checkpoint, wanted: str, folder_says: bool | None) -> Vari
             return decide(klein.name, klein.metadata, folder_says=folder_says)
         return Variant(wanted == DISTILLED, "as `variant` says", family=family)
     has = "it has" if part.distilled else "it lacks"
-    reason = f"its tensors say so: {has} {family.flow_map.rstrip('.')}, which only a distilled one has"
+    reason = f"its tensors say so: {has} {family.flow_map.partition('.')[0]}, which only a distilled one has"
     found = Variant(part.distilled, reason, family=family)
     if wanted not in (AUTO, found.name):
-        raise CheckpointError(sentence("variant", AUTO, f"{klein.name} is {found.name} for certain, not {wanted}"))
+        raise CheckpointError(sentence("variant", AUTO, f"{klein.name} is {found.name} for certain, not {wanted}; {reason}"))
     return found
 
 

@@ -41,8 +41,8 @@ class Family:
         text: the layer of `outside` that takes the text.
         final_modulation: the layer whose halves diffusers swaps.
         siblings: `{beginning of a tensor's name: the name of the other model that has it}`.
-        flow_map: what the layers of `outside` begin with that a distilled model has and a base model lacks; "": the tensors
-            do not tell the two apart.
+        flow_map: the first layer of `outside` that a distilled model has and a base model lacks, because it is told where
+            each step goes; "": the tensors do not tell the two apart.
         fused: layers of a block that a quantised file may hold as one.
         unused: beginnings of the names of tensors that a file may have and nothing reads.
         made_for: `{the metadata's "quantization": the engine whose packages say so}`.
@@ -97,6 +97,12 @@ class Family:
     transformer: str = ""
     comfyui: str = ""
     encoder_config: str = ""
+
+    @property
+    def only_distilled(self) -> tuple[str, ...]:
+        """The layers of `outside` that a distilled model has and a base model lacks."""
+        embedder = self.flow_map.partition(".")[0]
+        return tuple(name for name in self.outside if embedder and name.startswith(f"{embedder}."))
 
     @property
     def states(self) -> int:

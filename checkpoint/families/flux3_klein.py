@@ -48,7 +48,7 @@ FLUX3_KLEIN = Family(
     siblings=dict.fromkeys(
         ("emb_in.video", "emb_in.action", "x_embedders.video", "vector_in.", "late_"), "FLUX 3 Video or Action"
     ),
-    flow_map="ref_time_in.",
+    flow_map="ref_time_in.in_layer",
     fused=("q_proj", "k_proj", "v_proj"),
     unused=("repa_projectors.",),
     fixed_depth=True,
