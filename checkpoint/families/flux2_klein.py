@@ -49,6 +49,7 @@ FLUX2_KLEIN = Family(
     text="txt_in",
     final_modulation="final_layer.adaLN_modulation.1",
     siblings={"guidance_in.": "FLUX.2 [dev]", "time_guidance_embed.guidance_embedder.": "FLUX.2 [dev]"},
+    rope_theta=1_000_000,
     taps=(9, 18, 27),
     encoders=(QWEN3, QWEN3_VL),
     official_encoders={
