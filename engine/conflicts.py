@@ -13,7 +13,7 @@ from ..checkpoint.families import FLUX3_KLEIN
 from ..guidance.image import IMAGE, has_references
 from ..guidance.plan import plan
 from ..guidance.rule import ADAPTIVE, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
-from .family import family_of
+from .family import family_of_model
 from .run import Run, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
@@ -76,7 +76,7 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             "attention, such as ComfyUI's Normalized Attention Guidance, does nothing. Remove one of the two."
         )
 
-    if family_of(guider.model_patcher.model) is FLUX3_KLEIN:
+    if family_of_model(guider.model_patcher.model) is FLUX3_KLEIN:
         ran = {name for step in plan(rules, sigmas, scale_of(guider)) for name in step.passes}
         having = [prompt for prompt in PROMPTS.values() if has_references(guider.conds.get(prompt) or ())]
         # Klein Image CFG says itself what it needs.

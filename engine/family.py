@@ -9,7 +9,7 @@ from comfy.model_base import BaseModel
 from ..checkpoint.families import FAMILIES, Family
 
 
-def family_of(model: BaseModel) -> Family | None:
+def family_of_model(model: BaseModel) -> Family | None:
     """The family whose signs are all among a model's parameters, in its original names or in diffusers'; None of another.
 
     Args:
@@ -32,13 +32,9 @@ def is_flow_map(model: BaseModel) -> bool:
     Args:
         model: ComfyUI's `BaseModel`.
     """
-    embedders = [
-        layer.partition(".")[0]
-        for family in FAMILIES.values()
-        if family.flow_map
-        for layer in (family.flow_map, family.outside[family.flow_map][1])
-    ]
-    return any(f".{embedder}" in name for name in _names(model) for embedder in embedders)
+    layers = [layer for family in FAMILIES.values() for own in family.only_distilled for layer in (own, family.outside[own][1])]
+    embedders = {layer.partition(".")[0] for layer in layers}
+    return any(f".{embedder}." in name for name in _names(model) for embedder in embedders)
 
 
 def _names(model: BaseModel) -> list[str]:

@@ -4,15 +4,16 @@ import logging
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checkpoint.info import paragraph
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE
-from ..checkpoint.variant import AUTO, VARIANTS, variant_of
+from ..checkpoint.variant import AUTO, VARIANTS, Variant, variant_of
 from ..checks import names_itself, one_of
 from ..engine import loading, native
 from ..engine.installed import fingerprint, klein_listed, listed, missing, partners
-from ..engine.sampling import with_rule
+from ..engine.sampling import with_hooks, with_rule
 from ..guidance.distilled import Distilled
 
 # As ComfyUI's UNETLoader maps them.
@@ -23,6 +24,13 @@ WEIGHT_DTYPES = {
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
 DISTILLED_CFG = "ignore", "allow"
+
+
+def guarded(model: ModelPatcher, found: Variant, ignore_cfg: bool) -> ModelPatcher:
+    """The model with the guard of a distilled one; of a family that has flow maps, at least with hooks that know one."""
+    if found.distilled and ignore_cfg:
+        return with_rule(model, Distilled())
+    return with_hooks(model) if found.family.flow_map else model
 
 
 @names_itself
@@ -147,8 +155,7 @@ class KleinKitLoader(io.ComfyNode):
         else:
             model = loading.load_model(klein, model_options)
             clip = loading.load_text_encoder(encoder, trim_text_encoder)
-        if found.distilled and ignore_cfg:
-            model = with_rule(model, Distilled())
+        model = guarded(model, found, ignore_cfg)
         return io.NodeOutput(model, clip, loading.load_vae(picture), found.steps, found.cfg, info)
 
 

@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..checks import expected, names_itself, no_choice, sentence
-from ..engine.family import family_of
+from ..engine.family import family_of_model
 from ..engine.latent import latent_tokens, sampled
 from ..engine.run_shift import RunShift, own_sampling, shift_run, with_run_shift
 from ..scheduler.mu import Shift, beyond_fit, flux3
@@ -81,7 +81,7 @@ def chosen_shift(shift: dict[str, Any], model: ModelPatcher | None = None) -> Sh
     choice = inputs.pop("shift")
     if choice != AUTO or model is None:
         return choose_shift(shift_of(choice), **inputs)
-    family = family_of(model.model)
+    family = family_of_model(model.model)
     if family is None:
         fits = "a FLUX.2 or a FLUX 3 model, whose shift `auto` knows"
         raise ValueError(sentence("model", fits, f"got {type(model.model).__name__}: choose another `shift`"))
@@ -201,7 +201,7 @@ class KleinKitDynamicShift(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, shift: dict[str, Any]) -> io.NodeOutput:
-        if (family := family_of(model.model)) and family.shift == FLUX3:
+        if (family := family_of_model(model.model)) and family.shift == FLUX3:
             raise ValueError(f"{family.name} has one shift for every size: remove this node.")
         if not isinstance(model.model, Flux2):
             raise expected("model", "a FLUX.2 model", type(model.model).__name__)

@@ -31,16 +31,23 @@ def sigmas(run_node):
     return of
 
 
-@pytest.fixture
-def guarded(comfy, pack):
-    """Distilled FLUX 3 as Klein Loader hands it on."""
-    return lambda: pack("engine.sampling").with_rule(stand_in(flow_map=True), pack("guidance.distilled").Distilled())
+def loaded(pack, flow_map=True, ignore_cfg=True):
+    """FLUX 3 as Klein Loader hands it on."""
+    family = pack("checkpoint.families").FLUX3_KLEIN
+    found = pack("checkpoint.variant").Variant(flow_map, "its tensors", family=family)
+    return pack("nodes.loader").guarded(stand_in(flow_map), found, ignore_cfg)
 
 
 @pytest.fixture
-def hooked(comfy, pack):
-    """Distilled FLUX 3 as Klein Loader hands it on where `distilled_cfg` is `allow`."""
-    return lambda: pack("engine.sampling").with_hooks(stand_in(flow_map=True))
+def guarded(pack):
+    """Distilled, where `distilled_cfg` is `ignore`."""
+    return lambda: loaded(pack)
+
+
+@pytest.fixture
+def hooked(pack):
+    """Distilled, where it is `allow`."""
+    return lambda: loaded(pack, ignore_cfg=False)
 
 
 def run(model, sigmas, cfg=1.0, sampler="euler", references=(), **kwargs):
@@ -163,15 +170,15 @@ class TestSamplers:
         assert "The sampler detail_sampler is not plain Euler, and KleinKit does not know what it does." in sampler
         assert "is asked at sigma 0.99, which is none of the run's" in off
 
-    def test_a_base_model_may_have_any(self, comfy, pack, sigmas, said):
-        model = pack("engine.sampling").with_hooks(stand_in())
+    def test_a_base_model_may_have_any(self, pack, sigmas, said):
+        model = loaded(pack, flow_map=False)
         for sampler in ("res_multistep", "dpm_2", "euler_ancestral"):
             run(model, sigmas(model), cfg=3.5, sampler=sampler)
         assert said() == []
 
     def test_a_flow_map_is_seen_when_the_run_begins(self, pack, sigmas, said):
         """Another node makes a base model one, behind ours."""
-        model = pack("engine.sampling").with_hooks(stand_in())
+        model = loaded(pack, flow_map=False)
         made = model.clone()
         made.add_object_patch("diffusion_model.ref_time_in", transformer(flow_map=True).target_timestep_embedder)
         run(made, sigmas(model), sampler="heun")
