@@ -1,4 +1,4 @@
-"""A Klein in diffusers' layout: a folder with `model_index.json`, a transformer, a text encoder and a VAE."""
+"""A Klein in diffusers' layout: a folder with an index, a transformer, a text encoder and a VAE."""
 
 import json
 import re
@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .families import FAMILIES, FLUX2_KLEIN
 from .header import CheckpointError
-from .inspection import KLEIN, MODEL, TEXT_ENCODER, VAE, VALUES, Checkpoint, inspect
+from .inspection import MODEL, TEXT_ENCODER, VAE, VALUES, Checkpoint, inspect
 
 LARGEST_JSON = 4 * 1024**2
+INDEX, MODULAR = "model_index.json", "modular_model_index.json"
+PIPELINES = tuple(family.pipeline for family in FAMILIES.values())
+TRANSFORMERS = {family.transformer for family in FAMILIES.values() if family.transformer}
 SUBFOLDERS = {
     MODEL: ("transformer", "diffusion_pytorch_model"),
     TEXT_ENCODER: ("text_encoder", "model"),
@@ -19,7 +23,7 @@ SUBFOLDERS = {
 
 @dataclass(frozen=True)
 class Folder:
-    """A diffusers folder: `Checkpoint` by role, and what `model_index.json` says of the variant (None: nothing)."""
+    """A diffusers folder: `Checkpoint` by role, and what its index says of the variant (None: nothing)."""
 
     parts: dict[str, Checkpoint]
     is_distilled: bool | None
@@ -29,7 +33,8 @@ def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VAL
     """Tell what a diffusers folder holds, from its JSON files and the headers of its safetensors files.
 
     Args:
-        folder: with `model_index.json` in it.
+        folder: with `model_index.json` or `modular_model_index.json` in it. A modular pipeline may take its text encoder and
+            its VAE from elsewhere; one of `model_index.json` has them.
         values: as of `inspect`.
     Returns:
         `Folder`.
@@ -37,18 +42,28 @@ def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VAL
         CheckpointError: the folder is not a Klein's, or a file is missing or damaged.
     """
     folder = Path(folder)
-    index = _json(folder / "model_index.json")
+    modular = (folder / MODULAR).exists() and not (folder / INDEX).exists()
+    index = _json(folder / (MODULAR if modular else INDEX))
     pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or not pipeline.startswith("Flux2Klein"):
-        raise CheckpointError(f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, not for {KLEIN} ({folder}).")
+    if not (isinstance(pipeline, str) and pipeline.startswith(PIPELINES)) and _transformer(folder) not in TRANSFORMERS:
+        raise CheckpointError(
+            f"{folder.name} is a diffusers folder for {str(pipeline)[:80]!r}, not for {FLUX2_KLEIN.name} ({folder})."
+        )
     parts = {
         role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}", values=values)
         for role, (subfolder, stem) in SUBFOLDERS.items()
+        if role == MODEL or not modular or (folder / subfolder).exists()
     }
     says = index.get("is_distilled")
     if not isinstance(says, bool):
         says = True if pipeline == "Flux2KleinKVPipeline" else None
     return Folder(parts, says)
+
+
+def _transformer(folder: Path) -> object:
+    """diffusers' class of the transformer in a folder; None where it does not say."""
+    config = folder / "transformer/config.json"
+    return _json(config).get("_class_name") if config.exists() else None
 
 
 def _json(path: Path) -> dict:

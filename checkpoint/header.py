@@ -39,6 +39,8 @@ BITS = {
 LARGEST_HEADER = 16 * 1024**2
 # ComfyUI marks a quantised layer with a tensor of bytes beside its weight: JSON such as {"format": "nvfp4"}.
 MARK = ".comfy_quant"
+# Or it lists the formats of all layers in the metadata.
+QUANTISATION = "_quantization_metadata"
 LARGEST_MARK = 4096
 LONGEST_FORMAT = 40
 PICKLES = {

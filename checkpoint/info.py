@@ -3,7 +3,6 @@
 from collections.abc import Collection
 
 from .inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint
-from .qwen3 import LAYERS_READ
 from .variant import Variant
 
 
@@ -35,7 +34,7 @@ def paragraph(
     """
     klein, text, picture = model.parts[MODEL], encoder.parts[TEXT_ENCODER], vae.parts[VAE]
     by = {role: " (chosen by auto)" if role in chosen else "" for role in (TEXT_ENCODER, VAE)}
-    layers = text.layers[0]
+    layers, family = text.layers[0], variant.family
     sentences = [
         f"{model.name} is {klein.architecture} {klein.size}, {klein.weights}, {gigabytes(klein.bytes)}.",
         f"Variant: {variant.name}, {variant.reason}; {variant.steps} steps and cfg {variant.cfg:g}.",
@@ -44,12 +43,16 @@ def paragraph(
         sentences.append("For edits put ComfyUI's FluxKVCache node behind the model.")
     if variant.distilled and ignore_cfg:
         sentences.append("A cfg above 1 counts as 1.")
-    if not variant.distilled:
-        sentences.append("ComfyUI's own templates take 20 steps and cfg 5, which is faster.")
-    kept = f"{LAYERS_READ} of its" if trim and layers > LAYERS_READ else "all"
+    if not variant.distilled and family.note_on_base:
+        sentences.append(family.note_on_base)
+    kept = f"{family.layers_read} of its" if trim and layers > family.layers_read else "all"
     sentences.append(
         f"Text encoder: {encoder.name}{by[TEXT_ENCODER]}, {text.architecture} of width {text.width}, "
         f"{text.weights}, {kept} {layers} layers."
     )
+    if text.architecture not in family.encoders:
+        sentences.append(f"It counts as a {family.encoders[0]} because you chose it: its tensors do not tell.")
+    elif text.architecture != family.encoders[0]:
+        sentences.append(f"{family.name}'s own is a {family.encoders[0]}.")
     sentences.append(f"VAE: {vae.name}{by[VAE]}, {picture.architecture}, {picture.weights}.")
     return " ".join(sentences)

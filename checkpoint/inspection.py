@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .header import CheckpointError, Header, Tensor, read_header
+from .families import FAMILIES
+from .families.family import FLUX2_VAE, QWEN3, QWEN3_VL, TAEF2, Family
+from .header import QUANTISATION, CheckpointError, Header, Tensor, read_header
 
 MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
-KLEIN, QWEN3, QWEN3_VL, FLUX2_VAE, TAEF2 = "FLUX.2 [klein]", "Qwen3", "Qwen3-VL", "FLUX.2's VAE", "TAEF2"
-
-# (double blocks, single blocks, hidden size): black-forest-labs' configurations.
-KLEIN_SIZES: dict[tuple[int, ...], str] = {(5, 20, 3072): "4B", (8, 24, 4096): "9B"}
+PREFIXES = "", "model.diffusion_model."
 # The first key that a file has names its architecture, as in ComfyUI's model_detection.py and sd.py.
 MODEL_KEYS = {
     "distilled_guidance_layer.norms.0.scale": "Chroma",
@@ -26,6 +25,8 @@ MODEL_KEYS = {
     "blocks.0.cross_attn.k.weight": "Wan",
     "label_emb.0.0.weight": "SDXL",
     "input_blocks.0.0.weight": "Stable Diffusion 1 or 2",
+    "emb_in.video.weight": "FLUX 3 Video or Action",
+    "content_mode_blocks.video.0.norm.query_norm.scale": "FLUX 3 Video or Action",
     "transformer_blocks.0.attn.add_q_proj.weight": "FLUX.1 or Stable Diffusion 3 with diffusers' key names",
 }
 ENCODER_KEYS = {
@@ -56,7 +57,8 @@ VALUES = {
 MARKS = {"float8_e4m3fn": "fp8 scaled", "float8_e5m2": "fp8 scaled", "mxfp8": "fp8 scaled", "int8_tensorwise": "int8"}
 # What lies beside a weight of any format.
 BESIDE = {"weight", "bias", "input_scale", "comfy_quant"}
-DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
+WHOLE = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+DTYPES = {**WHOLE, "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,15 @@ class Part:
     """One model inside a file.
 
     role: `MODEL`, `TEXT_ENCODER` or `VAE`.
-    architecture: `KLEIN`, `QWEN3`, `QWEN3_VL`, `FLUX2_VAE`, `TAEF2`, or the name of what it is instead.
+    architecture: the name of a family in `FAMILIES`, `QWEN3`, `QWEN3_VL`, `FLUX2_VAE`, `TAEF2`, or what it is instead.
     prefix: what its keys begin with in the file.
     weights: the dtype or quantisation of most of its bytes.
     bytes: of its tensors.
     width: hidden size; of a VAE, its latent channels (before the 2×2 patching).
-    layers: (double blocks, single blocks), or (layers,).
-    text_width: of a diffusion model, the width of `txt_in`; 0 where its format does not tell.
+    layers: of a Klein, the blocks of each stack of its family; or (layers,).
+    text_width: of a diffusion model, the width of the text that it takes; 0 where its format does not tell.
     diffusers_keys: the keys are diffusers', not the original ones.
+    distilled: whether its tensors say that it is; None: they do not tell.
     """
 
     role: str
@@ -83,12 +86,18 @@ class Part:
     layers: tuple[int, ...] = ()
     text_width: int = 0
     diffusers_keys: bool = False
+    distilled: bool | None = None
 
     @property
     def size(self) -> str:
-        """ "4B", "9B", or the shape of a Klein of another size."""
-        shape = (*self.layers, self.width)
-        return KLEIN_SIZES.get(shape, "{}+{} blocks of width {}".format(*shape))
+        """Of a Klein: "4B", "9B", or its shape if it has another size."""
+        published = FAMILIES[self.architecture].sizes.get((*self.layers, self.width))
+        return published or f"{'+'.join(map(str, self.layers))} blocks of width {self.width}"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether most of its bytes are of another kind than plain floats of 16 or 32 bits."""
+        return self.weights not in WHOLE.values()
 
 
 @dataclass(frozen=True)
@@ -115,11 +124,16 @@ class Checkpoint:
             return "a LoRA" if any(".lora_" in key for key in self.tensors) else "nothing that KleinKit knows"
         if part.role == VAE:
             return part.architecture
-        if part.architecture == KLEIN:
-            return f"{KLEIN} {part.size}"
+        if part.architecture in FAMILIES:
+            return f"{part.architecture} {part.size}"
         if part.role == TEXT_ENCODER and part.width:
             return f"{part.architecture} of width {part.width} and {part.layers[0]} layers"
         return f"{part.architecture} (a {part.role})"
+
+
+def family_of(klein: Checkpoint) -> Family:
+    """The family of a Klein."""
+    return FAMILIES[klein.parts[MODEL].architecture]
 
 
 def inspect(*files: str | Path, name: str | None = None, values: Callable[[str], int | None] = VALUES.get) -> Checkpoint:
@@ -238,43 +252,42 @@ def _looks_like(tensors: dict[str, Tensor], layer: str) -> str | None:
 
 
 def _model(tensors: dict[str, Tensor], formats: Formats):
-    for prefix in ("", "model.diffusion_model."):
-        for modulation, image, text, final, double, single in (
-            (
-                "double_stream_modulation_img.lin.weight",
-                "img_in.weight",
-                "txt_in.weight",
-                "final_layer.linear.weight",
-                "double_blocks.",
-                "single_blocks.",
-            ),
-            (
-                "double_stream_modulation_img.linear.weight",
-                "x_embedder.weight",
-                "context_embedder.weight",
-                "proj_out.weight",
-                "transformer_blocks.",
-                "single_transformer_blocks.",
-            ),
-        ):
-            needed = [tensors[prefix + key] for key in (image, text, final) if prefix + key in tensors]
-            if prefix + modulation not in tensors or [len(tensor.shape) for tensor in needed] != [2, 2, 2]:
-                continue
-            guidance = ("guidance_in.", "time_guidance_embed.guidance_embedder.")
-            dev = any(key.startswith(prefix + start) for key in tensors for start in guidance)
-            return _part(
-                tensors,
-                formats,
-                MODEL,
-                "FLUX.2 [dev]" if dev else KLEIN,
-                prefix,
-                width=needed[0].shape[0],
-                text_width=formats.columns(tensors, prefix + text.removesuffix(".weight")),
-                layers=(_count(tensors, prefix + double), _count(tensors, prefix + single)),
-                diffusers_keys=modulation.endswith("linear.weight"),
-            )
-    found = _first(tensors, MODEL_KEYS, ("", "model.diffusion_model."))
+    for prefix in PREFIXES:
+        for family in FAMILIES.values():
+            for diffusers_keys in (False, True):
+                part = _of_family(tensors, formats, family, prefix, diffusers_keys)
+                if part:
+                    return part
+    found = _first(tensors, MODEL_KEYS, PREFIXES)
     return found and _part(tensors, formats, MODEL, *found)
+
+
+def _of_family(tensors: dict[str, Tensor], formats: Formats, family: Family, prefix: str, diffusers_keys: bool) -> Part | None:
+    """The part of a Klein of this family, or of a model with the same signs beside it; None: neither is there."""
+
+    def place(layer: str) -> str:
+        return prefix + (family.outside[layer][1] if diffusers_keys else layer)
+
+    signs = [tensors.get(place(layer) + ".weight") for layer in family.signs]
+    if not all(tensor and len(tensor.shape) == 2 for tensor in signs):
+        return None
+    image = tensors[place(family.image) + ".weight"]
+    other = (what for start, what in family.siblings.items() if any(key.startswith(prefix + start) for key in tensors))
+    jumps = family.only_distilled
+    return _part(
+        tensors,
+        formats,
+        MODEL,
+        next(other, family.name),
+        prefix,
+        width=image.shape[0],
+        text_width=formats.columns(tensors, place(family.text)),
+        layers=tuple(
+            _count(tensors, prefix + (stack.diffusers if diffusers_keys else stack.original)) for stack in family.stacks
+        ),
+        diffusers_keys=diffusers_keys,
+        distilled=any(place(layer) + ".weight" in tensors for layer in jumps) if jumps else None,
+    )
 
 
 def _text_encoder(tensors: dict[str, Tensor], formats: Formats):
@@ -350,7 +363,7 @@ def _weights(tensors: dict[str, Tensor], formats: Formats) -> str:
 
 def _in_metadata(header: Header) -> dict[str, str]:
     """`{layer: format}` of the quantisation metadata that ComfyUI writes."""
-    text = header.metadata.get("_quantization_metadata")
+    text = header.metadata.get(QUANTISATION)
     if text is None:
         return {}
     try:

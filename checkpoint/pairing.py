@@ -3,48 +3,58 @@
 from collections.abc import Sequence
 
 from ..checks import sentence
-from .header import CheckpointError
-from .inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TAEF2, TEXT_ENCODER, VAE, Checkpoint
+from .families import FAMILIES, FLUX2_KLEIN
+from .families.family import FLUX2_VAE, QWEN3, QWEN3_VL, TAEF2, Family
+from .header import MARK, QUANTISATION, CheckpointError
+from .inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, family_of
 from .klein import check_tensors
-from .qwen3 import LAYERS_READ, config
+from .qwen3 import check_layers
 from .variant import words_of
 
-# Klein reads three hidden states of its text encoder, side by side.
-STATES = 3
-# The names that Comfy-Org publishes, best first; text encoders by their hidden size.
-OFFICIAL_ENCODERS = {
-    2560: ("qwen_3_4b", "qwen_3_4b_fp8mixed", "qwen_3_4b_fp4_flux2"),
-    4096: ("qwen_3_8b", "qwen_3_8b_fp8mixed", "qwen_3_8b_fp4mixed"),
-}
-OFFICIAL_VAES = ("flux2-vae", "full_encoder_small_decoder")
 
-
-def check_model(checkpoint: Checkpoint) -> None:
+def check_model(checkpoint: Checkpoint) -> Family:
     """Refuse what is not a whole Klein.
 
+    Returns:
+        The Klein's family.
     Raises:
         CheckpointError: names the file and what it is, or what it lacks.
     """
     part = checkpoint.parts.get(MODEL)
-    if part is None or part.architecture != KLEIN:
-        but = f"{checkpoint.name} is {checkpoint.what(MODEL)}"
-        raise CheckpointError(sentence("diffusion_model", f"a {KLEIN}", but))
+    if part is None or part.architecture not in FAMILIES:
+        meant = next(
+            (family for family in FAMILIES.values() if part and part.architecture in family.siblings.values()), FLUX2_KLEIN
+        )
+        raise CheckpointError(sentence("diffusion_model", f"a {meant.name}", f"{checkpoint.name} is {checkpoint.what(MODEL)}"))
+    family = family_of(checkpoint)
+    engine = family.made_for.get(checkpoint.metadata.get("quantization", ""))
+    if engine and QUANTISATION not in checkpoint.metadata and not any(key.endswith(MARK) for key in checkpoint.tensors):
+        raise CheckpointError(
+            f"{checkpoint.name} is {family.name} quantised for {engine}, which ComfyUI does not load: "
+            f"take a file that is made for ComfyUI ({checkpoint.files[0]})."
+        )
     check_tensors(checkpoint)
     if not part.text_width:
         raise CheckpointError(
             f"{checkpoint.name} cannot be loaded by this ComfyUI: its text input is stored in a quantisation that is unknown "
             f"here ({part.weights}); update ComfyUI, or take another file."
         )
-    if part.text_width % STATES:
+    if part.text_width % family.states:
         raise CheckpointError(
-            f"{checkpoint.name} is damaged: its text input is {part.text_width} wide, not {STATES} × a hidden size."
+            f"{checkpoint.name} is damaged: its text input is {part.text_width} wide, not {family.states} × a hidden size."
         )
+    return family
 
 
-def usable(role: str, checkpoint: Checkpoint) -> bool:
-    """Whether a file holds a text encoder or a VAE of any Klein, be it whole or not: a Qwen3; FLUX.2's VAE or TAEF2."""
+def text_width_of(model: Checkpoint) -> int:
+    """The hidden size of the text encoder that a Klein needs."""
+    return model.parts[MODEL].text_width // family_of(model).states
+
+
+def usable(role: str, checkpoint: Checkpoint, family: Family) -> bool:
+    """Whether a file holds a text encoder or a VAE of a family, be it whole or not."""
     part = checkpoint.parts.get(role)
-    return part is not None and part.architecture in ((FLUX2_VAE, TAEF2) if role == VAE else (QWEN3, QWEN3_VL))
+    return part is not None and part.architecture in ((FLUX2_VAE, TAEF2) if role == VAE else family.encoders)
 
 
 def matches(model: Checkpoint, role: str, checkpoint: Checkpoint) -> bool:
@@ -52,27 +62,44 @@ def matches(model: Checkpoint, role: str, checkpoint: Checkpoint) -> bool:
 
     Args:
         model: the Klein's `Checkpoint`.
-        role: `TEXT_ENCODER`: a Qwen3 whose three hidden states fill the text input; or `VAE`: FLUX.2's, which every Klein
+        role: `TEXT_ENCODER`: one whose hidden states, side by side, fill the text input; or `VAE`: FLUX.2's, which every Klein
             uses.
         checkpoint: of the file.
     """
-    if not usable(role, checkpoint):
+    if not usable(role, checkpoint, family_of(model)):
         return False
-    return role == VAE or STATES * checkpoint.parts[role].width == model.parts[MODEL].text_width
+    return role == VAE or checkpoint.parts[role].width == text_width_of(model)
 
 
-def fits(model: Checkpoint, role: str, checkpoint: Checkpoint) -> bool:
+def may_be_cut(model: Checkpoint, checkpoint: Checkpoint) -> bool:
+    """Whether a file may be the Qwen3-VL of a Klein, without its vision part and cut behind the last layer that Klein reads.
+
+    Then nothing but that number tells it from a Qwen3: its tensors have the same names and shapes.
+    """
+    family, part = family_of(model), checkpoint.parts.get(TEXT_ENCODER)
+    return (
+        part is not None
+        and (part.architecture, family.encoders) == (QWEN3, (QWEN3_VL,))
+        and (part.width, part.layers) == (text_width_of(model), (family.layers_read,))
+    )
+
+
+def fits(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = False) -> bool:
     """Whether a Klein can use a file as its text encoder or VAE: it `matches`, and has the layers that Klein reads.
 
+    Args:
+        named: the user chose the file; then it may also be one that `may_be_cut`.
     Raises:
         CheckpointError: it would fit, but lacks tensors.
     """
-    if not matches(model, role, checkpoint):
+    cut = named and role == TEXT_ENCODER and may_be_cut(model, checkpoint)
+    if not (cut or matches(model, role, checkpoint)):
         return False
     if role == TEXT_ENCODER:
-        if checkpoint.parts[role].layers[0] < LAYERS_READ:
+        family = family_of(model)
+        if checkpoint.parts[role].layers[0] < family.layers_read:
             return False
-        config(checkpoint, trim=True)
+        check_layers(checkpoint, trim=True, family=family)
     return True
 
 
@@ -82,21 +109,23 @@ def stem_of(name: str) -> str:
 
 
 def rank(model: Checkpoint, checkpoint: Checkpoint) -> tuple:
-    """Sort key of the files that fit: Qwen3-VL and TAEF2 last, the official names first, then the shortest name."""
-    stem = stem_of(checkpoint.name)
-    official = (*official_encoders(model), *OFFICIAL_VAES)
-    last = any(part.architecture in (QWEN3_VL, TAEF2) for part in checkpoint.parts.values())
+    """Sort key of the files that fit: TAEF2 and an encoder of another kind last, official names first, then the shortest."""
+    stem, family = stem_of(checkpoint.name), family_of(model)
+    official = (*official_encoders(model), *family.official_vaes)
+    last = any(part.architecture in (TAEF2, *family.encoders[1:]) for part in checkpoint.parts.values())
     return last, official.index(stem) if stem in official else len(official), len(checkpoint.name), checkpoint.name
 
 
 def official_encoders(model: Checkpoint) -> tuple[str, ...]:
     """The published text encoders that fit a Klein, best first; none for a Klein of another size."""
-    return OFFICIAL_ENCODERS.get(model.parts[MODEL].text_width // STATES, ())
+    return family_of(model).official_encoders.get(text_width_of(model), ())
 
 
 def likeness(model: Checkpoint, role: str, name: str) -> int:
     """How many words, and pairs of words, a file's name shares with the published name of what a Klein needs."""
-    official = (official_encoders(model) or ("qwen_3",))[:1] if role == TEXT_ENCODER else OFFICIAL_VAES
+    family = family_of(model)
+    encoders = official_encoders(model) or next(iter(family.official_encoders.values()))
+    official = encoders[:1] if role == TEXT_ENCODER else family.official_vaes
     return max(len(_words_and_pairs(stem_of(name)) & _words_and_pairs(other)) for other in official)
 
 
@@ -105,14 +134,22 @@ def _words_and_pairs(stem: str) -> set[str | tuple[str, str]]:
     return {*words, *zip(words, words[1:], strict=False)}
 
 
+def family_by_name(model_name: str) -> Family:
+    """The family of a model of which only the name is known: FLUX.2's unless the name says another."""
+    words = words_of(stem_of(model_name))
+    pairs = {first + second for first, second in zip(words, words[1:], strict=False)}
+    return next((family for family in FAMILIES.values() if family.clip_type in pairs), FLUX2_KLEIN)
+
+
 def none_installed(role: str, model_name: str) -> str:
     """The sentence for a text encoder or a VAE of which none is installed, before the model is: only its name is known."""
+    family, words = family_by_name(model_name), words_of(stem_of(model_name))
     if role == VAE:
-        return f"No VAE of FLUX.2 is installed: put {OFFICIAL_VAES[0]}.safetensors into models/vae."
-    words = words_of(stem_of(model_name))
-    encoders = [names[0] for size, (_, names) in zip("49", OFFICIAL_ENCODERS.items(), strict=True) if size in words]
-    wanted = encoders or [names[0] for names in OFFICIAL_ENCODERS.values()]
-    return f"No Qwen3 is installed: put {' or '.join(f'{name}.safetensors' for name in wanted)} into models/text_encoders."
+        return f"No VAE of FLUX.2 is installed: put {family.official_vaes[0]}.safetensors into models/vae."
+    names = [names[0] for names in family.official_encoders.values()]
+    sized = [name for size, name in zip(family.sizes.values(), names, strict=True) if size.removesuffix("B") in words]
+    wanted = " or ".join(f"{name}.safetensors" for name in sized or names)
+    return f"No {family.encoders[0]} is installed: put {wanted} into models/text_encoders."
 
 
 def misfit(
@@ -133,18 +170,18 @@ def misfit(
     Returns:
         `CheckpointError` that says what was given, what is needed, and which file to use.
     """
-    klein = model.parts[MODEL]
+    klein, family = model.parts[MODEL], family_of(model)
     if role == TEXT_ENCODER:
         name, folder, official = "text_encoder", "text_encoders", official_encoders(model)
         needs = (
-            f"a Qwen3 of width {klein.text_width // STATES} and at least {LAYERS_READ} layers "
-            f"for {model.name} ({KLEIN} {klein.size}, text input {klein.text_width} wide)"
+            f"a {family.encoders[0]} of width {text_width_of(model)} and at least {family.layers_read} layers "
+            f"for {model.name} ({family.name} {klein.size}, text input {klein.text_width} wide)"
         )
     else:
-        name, folder, official = "vae", "vae", OFFICIAL_VAES
+        name, folder, official = "vae", "vae", family.official_vaes
         needs = f"{FLUX2_VAE} (32 latent channels and `bn.running_mean`) or {TAEF2} for {model.name}"
     if checkpoint:
-        given = f"{checkpoint.name} is {checkpoint.what(role)}"
+        given = f"{checkpoint.name} is {checkpoint.what(role)}{_reason(model, role, checkpoint)}"
     else:
         given = "none is installed" + "".join(f" ({error})" for error in damaged[:1])
     if fitting:
@@ -154,3 +191,19 @@ def misfit(
     else:
         remedy = f"put one that fits into models/{folder}"
     return CheckpointError(sentence(name, needs, f"{given}; {remedy}"))
+
+
+def _reason(model: Checkpoint, role: str, checkpoint: Checkpoint) -> str:
+    """Why a file does not do that seems to: ", which …", or nothing."""
+    family, part = family_of(model), checkpoint.parts.get(role)
+    if part is None or role == VAE:
+        return ""
+    if part.architecture in family.mistaken:
+        return f", {family.mistaken[part.architecture]}"
+    if (part.architecture, part.width) == (QWEN3, text_width_of(model)) and QWEN3 not in family.encoders:
+        theirs = next(other.rope_theta for other in FAMILIES.values() if QWEN3 in other.encoders)
+        return (
+            f", which has the same shapes but another rope θ ({theirs:,}, not {family.rope_theta:,}), "
+            "so the pictures would be wrong"
+        )
+    return ""

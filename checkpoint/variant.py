@@ -1,16 +1,21 @@
-"""Distilled, base or KV: the three have the same keys and shapes, so a name or a note decides."""
+"""Distilled, base or KV: FLUX 3's tensors tell; FLUX.2's have the same names and shapes, so a name or a note decides."""
 
 import re
 from dataclasses import dataclass
 
-# The names that Black Forest Labs and Comfy-Org publish.
-OFFICIAL = re.compile(r"flux[.-]2-klein-(base-)?(4b|9b)(-kv)?(-fp8|-nvfp4)?")
+from ..checks import sentence
+from .families import FLUX2_KLEIN
+from .families.family import Family, Settings
+from .header import CheckpointError
+from .inspection import MODEL, Checkpoint, family_of
+
+AUTO, DISTILLED, BASE = VARIANTS = "auto", "distilled", "base"
 LETTERS_OR_NUMBER = re.compile(r"[A-Za-z]+|\d+")
 ONE_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # What model sites glue together: bbase (of 9bbase) is b, base. A database is not made of these.
 GLUED = re.compile(r"flux|klein|base|distilled|distill|un|de|non|kv|nvfp|mxfp|fp|bf|int|model|merge|mix|edit|b|v")
 NOT = {"un", "de", "non", "not"}
-DISTILLED = {"distilled", "distill"}
+DISTILLED_WORDS = {"distilled", "distill"}
 
 
 @dataclass(frozen=True)
@@ -20,23 +25,52 @@ class Variant:
     distilled: or else base.
     reason: in words.
     kv: a distilled one that reuses the keys and values of a reference picture.
+    family: of the Klein.
     """
 
     distilled: bool
     reason: str
     kv: bool = False
+    family: Family = FLUX2_KLEIN
 
     @property
     def name(self) -> str:
-        return "KV" if self.kv else "distilled" if self.distilled else "base"
+        return "KV" if self.kv else DISTILLED if self.distilled else BASE
+
+    @property
+    def settings(self) -> Settings:
+        return self.family.distilled if self.distilled else self.family.base
 
     @property
     def steps(self) -> int:
-        return 4 if self.distilled else 50
+        return self.settings.steps
 
     @property
     def cfg(self) -> float:
-        return 1.0 if self.distilled else 4.0
+        return self.settings.cfg
+
+
+def variant_of(klein: Checkpoint, wanted: str, folder_says: bool | None) -> Variant:
+    """The variant of a Klein: what its tensors say for certain, else what the user wants, else what its names say.
+
+    Args:
+        klein: the Klein's `Checkpoint`.
+        wanted: one of `VARIANTS`.
+        folder_says: as of `decide`.
+    Raises:
+        CheckpointError: the user wants another than the tensors say.
+    """
+    part, family = klein.parts[MODEL], family_of(klein)
+    if part.distilled is None:
+        if wanted == AUTO:
+            return decide(klein.name, klein.metadata, folder_says=folder_says)
+        return Variant(wanted == DISTILLED, "as `variant` says", family=family)
+    has = "it has" if part.distilled else "it lacks"
+    reason = f"its tensors say so: {has} {family.flow_map.partition('.')[0]}, which only a distilled one has"
+    found = Variant(part.distilled, reason, family=family)
+    if wanted not in (AUTO, found.name):
+        raise CheckpointError(sentence("variant", AUTO, f"{klein.name} is {found.name} for certain, not {wanted}; {reason}"))
+    return found
 
 
 def words_of(name: str) -> list[str]:
@@ -53,7 +87,7 @@ def _glued(letters: str) -> list[str] | None:
 
 
 def decide(name: str, metadata: dict[str, str], *, folder_says: bool | None = None) -> Variant:
-    """Decide the variant of a Klein: from its diffusers folder, else its name, else its metadata.
+    """Decide the variant of a FLUX.2 [klein]: from its diffusers folder, else its name, else its metadata.
 
     Args:
         name: the file's, or the folder's, as in ComfyUI's list.
@@ -68,10 +102,10 @@ def decide(name: str, metadata: dict[str, str], *, folder_says: bool | None = No
     klein, kv = "klein" in stem.lower(), "kv" in words
     if folder_says is not None:
         return Variant(folder_says, "its model_index.json says so", kv and folder_says)
-    if OFFICIAL.fullmatch(stem.lower()):
+    if re.fullmatch(FLUX2_KLEIN.official_models, stem.lower()):
         return Variant("base" not in words, "by its official name", kv)
     says = {"true": True, "false": False}.get(metadata.get("is_distilled", "").lower())
-    distilled = [number for number, word in enumerate(words) if word in DISTILLED]
+    distilled = [number for number, word in enumerate(words) if word in DISTILLED_WORDS]
     undone = any(number and words[number - 1] in NOT for number in distilled)
     note = ", though its metadata say distilled" if says else ""
     if klein and undone:

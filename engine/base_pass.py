@@ -9,6 +9,7 @@ from comfy.samplers import calc_cond_batch
 from ..checks import sentence
 from ..guidance.base_uncond import BaseUncond
 from .counting import counting
+from .family import is_flow_map
 from .run import run_of
 
 BASE = "kleinkit_base"
@@ -23,8 +24,9 @@ def with_base(model: ModelPatcher, base: ModelPatcher) -> ModelPatcher:
     Returns:
         `model`.
     Raises:
-        ValueError: another architecture, or the same weights under other patches.
+        ValueError: another architecture, a flow map with a model that is none, or the same weights under other patches.
     """
+    never_mixed(model, base)
     architecture, other = (m.model.model_config.unet_config | {"dtype": None} for m in (model, base))
     if type(model.model) is not type(base.model) or architecture != other:
         fits = f"of the same architecture as `model` ({describe(model)})"
@@ -40,6 +42,18 @@ def with_base(model: ModelPatcher, base: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def never_mixed(model: ModelPatcher, base: ModelPatcher) -> None:
+    """Check that both models predict the same: the velocity at a sigma, or, as flow maps, the mean one of a whole step.
+
+    Raises:
+        ValueError: they do not.
+    """
+    kinds = {False: "a base model", True: "a distilled one, which predicts whole steps"}
+    ours, theirs = is_flow_map(model.model), is_flow_map(base.model)
+    if ours != theirs:
+        raise ValueError(sentence("base_model", f"{kinds[ours]}, as `model` is", f"got {kinds[theirs]}"))
+
+
 def base_of(patcher: ModelPatcher) -> ModelPatcher:
     """The base model of a patcher that has one."""
     return patcher.get_additional_models_with_key(BASE)[0]
@@ -47,8 +61,10 @@ def base_of(patcher: ModelPatcher) -> ModelPatcher:
 
 def describe(model: ModelPatcher) -> str:
     """A model's architecture and shape, for an error."""
-    config = model.model.model_config.unet_config
-    return f"{type(model.model).__name__} of hidden size {config.get('hidden_size')}, text width {config.get('context_in_dim')}"
+    config, name = model.model.model_config.unet_config, type(model.model).__name__
+    if "hidden_size" not in config:
+        return name
+    return f"{name} of hidden size {config['hidden_size']}, text width {config.get('context_in_dim')}"
 
 
 def calc_cond_batch_with_base(

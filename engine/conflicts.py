@@ -9,8 +9,11 @@ import comfy_extras.nodes_cfg
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
+from ..checkpoint.families import FLUX3_KLEIN
+from ..guidance.image import IMAGE, has_references
 from ..guidance.plan import plan
 from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
+from .family import family_of_model
 from .run import Run, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
@@ -77,6 +80,16 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             f"{title[BASE]} takes the negative out of the batch, so a node that mixes positive and negative in the model's "
             "attention, such as ComfyUI's Normalized Attention Guidance, does nothing. Remove one of the two."
         )
+
+    if family_of_model(guider.model_patcher.model) is FLUX3_KLEIN:
+        ran = {name for step in plan(rules, sigmas, scale_of(guider)) for name in step.passes}
+        having = [prompt for prompt in PROMPTS.values() if has_references(guider.conds.get(prompt) or ())]
+        # Klein Image CFG says itself what it needs.
+        if UNCOND in ran and (having == ["negative"] or (having == ["positive"] and IMAGE not in ran)):
+            yield (
+                f"The references are in the {having[0]} prompt alone. FLUX 3 is guided with them in both: put "
+                "ReferenceLatent behind the other prompt too."
+            )
 
 
 def name_of(function: Callable) -> str:

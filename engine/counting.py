@@ -20,7 +20,11 @@ def blocks_of(model: BaseModel) -> dict:
         model: ComfyUI's `BaseModel`.
     """
     transformer = model.diffusion_model
+    content = getattr(transformer, "content_mode_blocks", None)
+    stacks = [*(content.children() if content is not None else ()), getattr(transformer, "txt_mode_blocks", None) or ()]
     return {
+        # Of FLUX 3: the blocks of the picture, of the references and of the text.
+        "mode_block": [block for stack in stacks for block in stack],
         "double_block": getattr(transformer, "double_blocks", None) or getattr(transformer, "joint_blocks", None) or (),
         "single_block": getattr(transformer, "single_blocks", None) or (),
     }

@@ -19,21 +19,25 @@ from ..guidance.skip_layer import skip
 from .counting import blocks_of, is_compiled
 from .run import Run
 
-STATES = ("img", "txt")
+# The blocks that ComfyUI can replace. FLUX 3's joint blocks are its single ones.
+KINDS = "double_block", "single_block"
+# What a block gets that no block changes.
+SHARED = "vec", "pe", "attn_mask"
 
 
 def block_counts(model: BaseModel) -> dict[str, int]:
-    """How many blocks of each kind a model has, in the order in which it runs them.
+    """How many blocks of each kind that can be replaced a model has, in the order in which it runs them.
 
     Args:
         model: ComfyUI's `BaseModel`.
     Returns:
-        `{"double_block": 5, "single_block": 20}` for Klein 4B.
+        `{"double_block": 5, "single_block": 20}` for Klein 4B, `{"double_block": 0, "single_block": 28}` for FLUX 3.
     Raises:
         ValueError: the model is not built of such blocks.
     """
-    counts = {kind: len(blocks) for kind, blocks in blocks_of(model).items()}
-    if not counts["double_block"]:
+    blocks = blocks_of(model)
+    counts = {kind: len(blocks[kind]) for kind in KINDS}
+    if not (counts["double_block"] or (blocks["mode_block"] and counts["single_block"])):
         fits = "made of double and single blocks, as FLUX.2 [klein] is"
         raise ValueError(sentence("model", fits, f"got {type(model).__name__}"))
     return counts
@@ -97,7 +101,7 @@ def keep_entry(model_options: dict, extra: ExtraPass, block: Block, run: Run) ->
         model_options: of the run.
         extra: the pass.
         block: the first that it replaces.
-        run: its `entries` get `{"img": …, "txt": …}` of the rows of the pass's prompt.
+        run: its `entries` get `{"img": …, "txt": …}` of the rows of the pass's prompt, whatever states the block has.
     """
     before = replacement(model_options, block)
 
@@ -105,31 +109,37 @@ def keep_entry(model_options: dict, extra: ExtraPass, block: Block, run: Run) ->
         options = args["transformer_options"]
         roles = [run.role(*row) for row in zip(options["uuids"], options["cond_or_uncond"])]
         if extra.of in roles and extra.name not in run.entries:
-            rows = args["img"].shape[0] // len(roles)
-            first = roles.index(extra.of) * rows
+            states = {name: value for name, value in args.items() if torch.is_tensor(value) and name not in SHARED}
             # Blocks work in place, so the rows are copied.
-            run.entries[extra.name] = {name: args[name][first : first + rows].clone() for name in STATES if name in args}
+            run.entries[extra.name] = {
+                name: value.chunk(len(roles))[roles.index(extra.of)].clone() for name, value in states.items()
+            }
         return before(args, more) if before else more["original_block"](args)
 
     return replace_block(model_options, block, keep)
 
 
-def pass_options(model_options: dict, extra: ExtraPass, state: dict | None, counts: dict[str, int]) -> dict:
-    """Options of an extra pass.
+def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
+    """Options of an extra pass that replaces blocks. Only its tail runs, where `keep_entry` kept what it starts from.
 
     Args:
-        model_options: of the run, without `keep_entry`.
+        run: it learns in `reached` that the model let the first block be replaced.
         extra: the pass.
-        state: what `keep_entry` kept: the tail alone runs; or None: the whole pass runs.
         counts: `block_counts` of the model.
     """
+    model_options, state = run.model_options, run.entries.pop(extra.name, {})
     changed = {block: make(replacement(model_options, block)) for block, make in extra.blocks.items()}
+    first, blocks = first_block(extra, counts), order(counts)
+    run_first = changed[first]
+
+    def begin(args: dict, more: dict) -> dict:
+        run.reached.add(extra.name)
+        return run_first({**args, **state}, more)
+
     if state:
-        first = first_block(extra, counts)
-        run_first, blocks = changed[first], order(counts)
         changed |= dict.fromkeys(blocks[: blocks.index(first)], skip)
-        changed[first] = lambda args, more: run_first({**args, **state}, more)
-    model_options = uncompiled(model_options) if changed else model_options
+    changed[first] = begin
+    model_options = uncompiled(model_options)
     for block, patch in changed.items():
         model_options = replace_block(model_options, block, patch)
     return model_options
@@ -150,13 +160,23 @@ def run_pass(
         x, sigma: [B, …] and [B].
     Returns:
         [B, …].
+    Raises:
+        ValueError: the model does not let the pass's blocks be replaced.
     """
     conds = conds if extra.conds is None else extra.conds(conds)
     conds = [{**cond, "uuid": uuid.uuid5(cond["uuid"], extra.name)} for cond in conds]
     run.roles |= {cond["uuid"]: extra.name for cond in conds}
-    options = run.model_options
-    if extra.blocks:
-        options = pass_options(options, extra, run.entries.pop(extra.name, None), block_counts(model))
+    counts = block_counts(model) if extra.blocks else {}
+    options = pass_options(run, extra, counts) if extra.blocks else run.model_options
     # Other nodes tell a positive from a negative by its place.
     places = [conds] if extra.of == COND else [None, conds]
-    return comfy.samplers.calc_cond_batch(model, places, x, sigma, options)[-1]
+    denoised = comfy.samplers.calc_cond_batch(model, places, x, sigma, options)[-1]
+    # Later steps may be answered by a cache.
+    if extra.blocks and extra.name not in run.reached and not run.served(extra.name):
+        kind, number = first_block(extra, counts)
+        block = f"{kind.replace('_', ' ')} {number}"
+        raise ValueError(
+            f"This model does not let another node replace its {block}, so no layer would be skipped: update ComfyUI, or "
+            "remove this node."
+        )
+    return denoised

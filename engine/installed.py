@@ -10,21 +10,20 @@ import nodes
 import torch
 from comfy import quant_ops
 
-from ..checkpoint import pairing, qwen3
-from ..checkpoint.diffusers_folder import Folder, inspect_folder
+from ..checkpoint import pairing
+from ..checkpoint.diffusers_folder import INDEX, MODULAR, Folder, inspect_folder
+from ..checkpoint.families.family import Family
 from ..checkpoint.header import CheckpointError
-from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, inspect, inspect_taef2
+from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, family_of, inspect, inspect_taef2
 from ..checkpoint.kept import file_state, keep
-from ..checkpoint.variant import Variant, decide
+from ..checkpoint.qwen3 import check_layers
+from ..checkpoint.variant import AUTO
 from ..checks import shown
 
-AUTO = "auto"
-DISTILLED = "distilled"
-VARIANTS = AUTO, DISTILLED, "base"
 TAEF2 = "taef2"
 FOLDERS = {MODEL: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
-# Ends the name of a diffusers folder in the list; no model file's name ends so.
-FOLDER = "/model_index.json"
+# One of them ends the name of a diffusers folder in the list; no model file's name ends so.
+FOLDER_ENDS = f"/{INDEX}", f"/{MODULAR}"
 # Wide enough for a group of every quantisation.
 SAMPLE = 256
 
@@ -41,12 +40,15 @@ def listed(role: str) -> list[str]:
 
 
 def diffusers_folders() -> dict[str, Path]:
-    """`{name in the list: folder}`, of models/diffusers/NAME and models/diffusers/OWNER/NAME."""
+    """`{name in the list: folder}`, of models/diffusers/NAME and models/diffusers/OWNER/NAME; a folder with both indexes
+    stands there by the first."""
     found = {}
     for base in map(Path, folder_paths.get_folder_paths("diffusers")):
         for depth in ("*", "*/*"):
-            for index in base.glob(depth + FOLDER):
-                found.setdefault(index.relative_to(base).as_posix(), index.parent)
+            for end in FOLDER_ENDS:
+                for index in base.glob(depth + end):
+                    if index.parent not in found.values():
+                        found.setdefault(index.relative_to(base).as_posix(), index.parent)
     return found
 
 
@@ -59,7 +61,7 @@ def not_listed(role: str, name: object) -> str:
 
 
 def files_of(role: str, name: str) -> tuple[str, ...]:
-    """The files behind a name of the list; of a diffusers folder `model_index.json` first.
+    """The files behind a name of the list; of a diffusers folder its index first.
 
     Raises:
         CheckpointError: the name is not in the list, or nothing is there.
@@ -68,10 +70,10 @@ def files_of(role: str, name: str) -> tuple[str, ...]:
         raise CheckpointError(not_listed(role, name))
     if name == TAEF2:
         return tuple(map(taef2_file, ("encoder", "decoder")))
-    if name.endswith(FOLDER):
+    if name.endswith(FOLDER_ENDS):
         folder = diffusers_folders()[name]
         others = sorted(str(file) for ending in ("json", "safetensors") for file in folder.glob(f"*/*.{ending}"))
-        return str(folder / FOLDER.strip("/")), *others
+        return str(folder / name.rpartition("/")[2]), *others
     path = folder_paths.get_full_path(FOLDERS[role], name)
     if path is None:
         raise CheckpointError(f"{name} in models/{FOLDERS[role]} is not a file, or a link to none.")
@@ -97,7 +99,7 @@ def inspect_listed(role: str, name: str) -> tuple[dict[str, Checkpoint], bool | 
     files = files_of(role, name)
     if name == TAEF2:
         return {VAE: _inspect_taef2(*files)}, None
-    if name.endswith(FOLDER):
+    if name.endswith(FOLDER_ENDS):
         folder = _inspect_folder(*files)
         return folder.parts, folder.is_distilled
     checkpoint = _inspect(*files, name=name)
@@ -160,7 +162,7 @@ def fitting(model: Checkpoint, role: str) -> tuple[list[Checkpoint], list[Checkp
         if pairing.matches(model, role, checkpoint):
             try:
                 if role == TEXT_ENCODER:
-                    qwen3.config(checkpoint, trim=True)
+                    check_layers(checkpoint, trim=True, family=family_of(model))
                 found.append(checkpoint)
             except CheckpointError as error:
                 left_out.append((float("inf"), error))
@@ -176,7 +178,7 @@ def choose(model: Checkpoint, role: str, name: str, bundled: dict[str, Checkpoin
     """
     if name != AUTO:
         checkpoint = inspect_listed(role, name)[0][role]
-        if pairing.fits(model, role, checkpoint):
+        if pairing.fits(model, role, checkpoint, named=True):
             return checkpoint
         raise pairing.misfit(model, role, checkpoint, [other.name for other in fitting(model, role)[0]])
     if role in bundled and pairing.fits(model, role, bundled[role]):
@@ -187,31 +189,37 @@ def choose(model: Checkpoint, role: str, name: str, bundled: dict[str, Checkpoin
     return found[0]
 
 
-def resolve(
-    diffusion_model: str, text_encoder: str, vae: str, trim: bool
-) -> tuple[Checkpoint, Checkpoint, Checkpoint, bool | None]:
-    """What the inputs of Klein Loader mean.
+def klein_listed(diffusion_model: str) -> tuple[dict[str, Checkpoint], bool | None]:
+    """What is installed under the name of a Klein, as `inspect_listed` returns it.
 
-    Returns:
-        The Klein, its text encoder and its VAE, checked against each other from their headers; and what the model's folder
-        says of the variant.
     Raises:
-        CheckpointError: says of each of the three what is wrong with it.
+        CheckpointError: it is missing, damaged, or no Klein.
     """
     bundled, says = inspect_listed(MODEL, diffusion_model)
-    klein = bundled[MODEL]
-    pairing.check_model(klein)
-    chosen, problems = [], []
+    pairing.check_model(bundled[MODEL])
+    return bundled, says
+
+
+def partners(bundled: dict[str, Checkpoint], text_encoder: str, vae: str, trim: bool) -> tuple[Checkpoint, Checkpoint]:
+    """The text encoder and the VAE that the inputs of Klein Loader mean, checked against the Klein from their headers.
+
+    Args:
+        bundled: what is installed under the name of the Klein, itself included.
+        text_encoder, vae, trim: inputs of the node.
+    Raises:
+        CheckpointError: says of each of the two what is wrong with it.
+    """
+    klein, chosen, problems = bundled[MODEL], [], []
     for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)):
         try:
             chosen.append(choose(klein, role, name, bundled))
             if role == TEXT_ENCODER:
-                qwen3.config(chosen[0], trim=trim)
+                check_layers(chosen[0], trim=trim, family=family_of(klein))
         except CheckpointError as error:
             problems.append(str(error))
     if problems:
         raise CheckpointError(" ".join(problems))
-    return klein, *chosen, says
+    return chosen[0], chosen[1]
 
 
 def fingerprint(diffusion_model: str | None, text_encoder: str | None, vae: str | None, trim: bool | None) -> str:
@@ -226,8 +234,9 @@ def fingerprint(diffusion_model: str | None, text_encoder: str | None, vae: str 
         wanted = [(role, each) for role, name in names.items() for each in (listed(role) if name in (None, AUTO) else [name])]
         return str([_state_of_listed(role, name) for role, name in wanted])
     try:
-        *checkpoints, _ = resolve(diffusion_model, text_encoder, vae, trim is not False)
-        files = [*files_of(MODEL, diffusion_model), *(file for checkpoint in checkpoints for file in checkpoint.files)]
+        bundled, _ = klein_listed(diffusion_model)
+        chosen = partners(bundled, text_encoder, vae, trim is not False)
+        files = [*files_of(MODEL, diffusion_model), *(file for each in (bundled[MODEL], *chosen) for file in each.files)]
         return str([file_state(file) for file in files])
     except (CheckpointError, OSError) as error:
         return str(error)
@@ -254,21 +263,14 @@ def missing(diffusion_model: str) -> str | None:
         sentences += [
             pairing.none_installed(role, diffusion_model)
             for role in (TEXT_ENCODER, VAE)
-            if not any(_usable(role, name) for name in listed(role))
+            if not any(_usable(role, name, pairing.family_by_name(diffusion_model)) for name in listed(role))
         ]
     return " ".join(sentences)
 
 
-def _usable(role: str, name: str) -> bool:
-    """Whether a listed file is a text encoder or a VAE of any Klein."""
+def _usable(role: str, name: str, family: Family) -> bool:
+    """Whether a listed file is a text encoder or a VAE of any Klein of a family."""
     try:
-        return pairing.usable(role, inspect_listed(role, name)[0][role])
+        return pairing.usable(role, inspect_listed(role, name)[0][role], family)
     except CheckpointError:
         return False
-
-
-def trained(klein: Checkpoint, says: bool | None, variant: str) -> Variant:
-    """What a Klein was trained for, by the input `variant` and what its folder says of it."""
-    if variant == AUTO:
-        return decide(klein.name, klein.metadata, folder_says=says)
-    return Variant(variant == DISTILLED, "as `variant` says")

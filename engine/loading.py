@@ -16,8 +16,8 @@ from comfy.text_encoders import flux
 from comfy.text_encoders.hunyuan_video import llama_detect
 
 from ..checkpoint import qwen3
-from ..checkpoint.inspection import MODEL, TAEF2, TEXT_ENCODER, VAE, Checkpoint
-from ..checkpoint.klein import layout, original_weight
+from ..checkpoint.inspection import MODEL, TAEF2, TEXT_ENCODER, VAE, Checkpoint, family_of
+from ..checkpoint.klein import layout_of, original_weight
 
 
 def read(checkpoint: Checkpoint, wanted: Callable[[str], object]) -> dict[str, torch.Tensor]:
@@ -56,13 +56,13 @@ def diffusers_model(checkpoint: Checkpoint, model_options: dict, disable_dynamic
         checkpoint: of the Klein.
         model_options, disable_dynamic: as of `comfy.sd.load_diffusion_model`.
     """
-    part = checkpoint.parts[MODEL]
+    part, family = checkpoint.parts[MODEL], family_of(checkpoint)
     theirs = read(checkpoint, lambda key: key.startswith(part.prefix))
     weights, fused = {}, {}
-    for key, (_, names) in layout(*part.layers).items():
+    for key, (_, names) in layout_of(checkpoint).items():
         parts = [theirs.pop(part.prefix + name) for name in names]
         if len(parts) == 1:
-            weights[key] = original_weight(key, parts)
+            weights[key] = original_weight(family, key, parts)
         else:
             fused[key] = parts
             # Stands in without memory of its own, while ComfyUI reads sizes and dtypes.
@@ -70,7 +70,7 @@ def diffusers_model(checkpoint: Checkpoint, model_options: dict, disable_dynamic
     patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options=model_options, disable_dynamic=disable_dynamic)
     for key, parts in fused.items():
         linear = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
-        linear.load_state_dict({"weight": original_weight(key, parts)}, strict=False, assign=patcher.is_dynamic())
+        linear.load_state_dict({"weight": original_weight(family, key, parts)}, strict=False, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (diffusers_model, (checkpoint, model_options))
     return patcher
 
@@ -91,17 +91,16 @@ def load_text_encoder(checkpoint: Checkpoint, trim: bool, disable_dynamic: bool 
     weights = {key: tensor for key, tensor in named if key}
     big = config["hidden_size"] == 4096
     kind, tokenizer = ("qwen3_8b", flux.KleinTokenizer8B) if big else ("qwen3_4b", flux.KleinTokenizer)
-    model = flux.klein_te(**llama_detect(weights), model_type=kind)
-    if trim:
-        model, tokenizer = trimmed(model, tokenizer)
     clip = comfy.sd.CLIP(
-        ClipTarget(tokenizer, model),
+        ClipTarget(tokenizer, flux.klein_te(**llama_detect(weights), model_type=kind)),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict=[weights],
         model_options={f"{kind}_model_config": config},
         disable_dynamic=disable_dynamic,
     )
+    if trim:
+        refuse_what_needs_all_layers(clip)
     clip.patcher.cached_patcher_init = (text_encoder_patcher, (checkpoint, trim))
     return clip
 
@@ -110,25 +109,21 @@ def text_encoder_patcher(checkpoint: Checkpoint, trim: bool, disable_dynamic: bo
     return load_text_encoder(checkpoint, trim, disable_dynamic).patcher
 
 
-def trimmed(model: type, tokenizer: type) -> tuple[type, type]:
-    """The classes of a text encoder and its tokenizer, which refuse what needs the layers that were left out."""
+def refuse_what_needs_all_layers(clip: comfy.sd.CLIP) -> None:
+    """Make a trimmed text encoder refuse what it cannot do without the layers that were left out, and every clone of it."""
 
-    def refuse(what: str) -> NoReturn:
-        raise ValueError(
-            f"Klein Loader: a trimmed text encoder cannot {what}, because that needs the layers that Klein never uses; "
-            "turn `trim_text_encoder` off."
-        )
+    def refuse(what: str) -> Callable[..., NoReturn]:
+        def refused(*args: Any, **kwargs: Any) -> NoReturn:
+            raise ValueError(
+                f"Klein Loader: a trimmed text encoder cannot {what}, because that needs the layers that Klein never uses; "
+                "turn `trim_text_encoder` off."
+            )
 
-    class TrimmedModel(model):
-        def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
-            refuse("generate text")
+        return refused
 
-    class TrimmedTokenizer(tokenizer):
-        # ComfyUI asks a tokenizer for this only to save it with its text encoder: CLIPSave, CheckpointSave.
-        def state_dict(self) -> NoReturn:
-            refuse("be saved")
-
-    return TrimmedModel, TrimmedTokenizer
+    clip.cond_stage_model.generate = refuse("generate text")
+    # ComfyUI asks a tokenizer for this only to save it with its text encoder: CLIPSave, CheckpointSave.
+    clip.tokenizer.state_dict = refuse("be saved")
 
 
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:

@@ -54,6 +54,7 @@ class Run:
         rules: of the model.
         sampler: name of the sampler's function, "" where it has none.
         hooks: how many post-CFG functions there are before the sampler adds its own.
+        flow_map: whether the model is one, and so asks where each step goes.
         watch: what records the run for a probe, or None.
         step, index, model_options: of the model call in progress, and the step of the one before.
         roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
@@ -62,6 +63,7 @@ class Run:
         memories: each rule's own dict, by node.
         entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
         acted: nodes of the rules that mixed the attention in this call.
+        reached: the extra passes of which the model has let the first block be replaced.
         model_calls: of this step's call so far; several devices append to it at once.
         finite: whether the latent, the passes and the result of the call before are; booleans on the device.
         total: how many passes of each kind ran so far.
@@ -74,6 +76,7 @@ class Run:
     rules: tuple[Rule, ...]
     sampler: str
     hooks: int
+    flow_map: bool = False
     watch: "Watch | None" = None
     step: Step | None = None
     index: int | None = None
@@ -85,6 +88,7 @@ class Run:
     memories: dict[str, dict] = field(default_factory=dict)
     entries: dict[str, dict] = field(default_factory=dict)
     acted: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
     model_calls: list[ModelCall] = field(default_factory=list)
     finite: dict[str, torch.Tensor] = field(default_factory=dict)
     total: Counter = field(default_factory=Counter)

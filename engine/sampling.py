@@ -15,12 +15,16 @@ from comfy.samplers import CFGGuider
 
 from ..checks import in_node, sentence
 from ..guidance import stack
+from ..guidance.base_uncond import BaseUncond
 from ..guidance.plan import plan_step
 from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
+from . import flow_map
+from .base_pass import BASE, never_mixed
 from .both_texts import both_texts
 from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
+from .family import is_flow_map
 from .run import LATENT, RESULT, RUN, Run, all_finite, run_of, titles
 from .watch import PROBES, Probe, Watch
 
@@ -99,10 +103,19 @@ def sample(
     """SAMPLER_SAMPLE wrapper: begin a run, and say at its end what really ran."""
     options = extra_args["model_options"]
     rules = options.get(RULES, ())
-    sampler = getattr(getattr(executor.class_obj, "sampler_function", None), "__name__", "")
-    run = Run(sigmas.float().tolist(), rules, sampler, len(options["sampler_post_cfg_function"]))
+    sampler = executor.class_obj
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    hooks, of_flow_map = len(options["sampler_post_cfg_function"]), is_flow_map(guider.model_patcher.model)
+    run = Run(sigmas.float().tolist(), rules, name, hooks, of_flow_map)
+    for base in guider.model_patcher.get_additional_models_with_key(BASE):
+        with in_node(BaseUncond.title):
+            never_mixed(guider.model_patcher, base)
     for warning in before_run(rules, guider, options, run.sigmas):
         run.warn(warning)
+    if of_flow_map:
+        flow_map.refuse(run)
+        for warning in flow_map.before_run(run, guider, getattr(sampler, "extra_options", {})):
+            run.warn(warning)
     if options.get(PROBES):
         run.watch = Watch(options[PROBES], run, noise.shape)
     options["transformer_options"] = counting({**options.get("transformer_options", {}), RUN: run}, run)
@@ -136,11 +149,12 @@ def predict_noise(
     if run.watch is not None:
         run.watch.begin()
     try:
-        denoised = (
-            predict(executor, x, timestep, model_options, seed, run)
-            if run.rules
-            else executor(x, timestep, model_options, seed)
-        )
+        if run.rules:
+            denoised = predict(executor, x, timestep, model_options, seed, run)
+        else:
+            if run.flow_map:
+                flow_map.off_sigmas(run, *run.read(timestep.flatten()[0])[0])
+            denoised = executor(x, timestep, model_options, seed)
         if run.watch is not None:
             run.watch.end(x, timestep, denoised)
         return denoised
@@ -173,6 +187,7 @@ def predict(
     """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
     guider, conds = executor.class_obj, executor.class_obj.conds
     (sigma,), observed = run.read(timestep.flatten()[0])
+    flow_map.off_sigmas(run, sigma)
     index = run.enter(sigma, observed)
     step = plan_step(run.rules, index, len(run.sigmas) - 1, sigma, scale_of(guider), run.observed)
     transformer_options = model_options["transformer_options"]

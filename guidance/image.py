@@ -1,5 +1,6 @@
 """Guidance by the reference image and by the text, each with its own scale."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,13 +30,18 @@ def image_cfg(cond: torch.Tensor, uncond: torch.Tensor, image: torch.Tensor, cfg
     return combine(uncond, image, image_scale) + (cond - uncond) * cfg
 
 
+def has_references(conds: Iterable[dict]) -> bool:
+    """Whether any of ComfyUI's conditionings has reference latents."""
+    return any("ref_latents" in cond["model_conds"] for cond in conds)
+
+
 def without_references(conds: list[dict]) -> list[dict]:
     """ComfyUI's conditionings without their reference latents.
 
     Raises:
         ValueError: none of them has any.
     """
-    if not any("ref_latents" in cond["model_conds"] for cond in conds):
+    if not has_references(conds):
         raise ValueError(
             "The negative prompt has no reference latent, so there is nothing to compare with: put ReferenceLatent behind "
             "the negative prompt too."

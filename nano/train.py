@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from ..checkpoint.families import FLUX2_KLEIN
 from ..checkpoint.klein import layout, original_weight
 from ..scheduler.schedule import Schedule, make
 from . import build, metrics, world
@@ -80,7 +81,7 @@ def start(model):
     with torch.no_grad():
         original = {key: torch.from_numpy(array) for key, array in build.transformer(SEED).items()}
         own = dict(model.named_parameters())
-        for key, (_, names) in layout(DOUBLE_BLOCKS, SINGLE_BLOCKS).items():
+        for key, (_, names) in layout(FLUX2_KLEIN, (DOUBLE_BLOCKS, SINGLE_BLOCKS)).items():
             for name, part in zip(names, original[key].chunk(len(names)), strict=True):
                 own[name].copy_(part * (0.0 if "modulation" in key or key == "final_layer.linear.weight" else 1.0))
 
@@ -386,8 +387,8 @@ def ship(role, ema, options):
     """
     own = ema.state_dict()
     weights = {
-        key: original_weight(key, [own[name] for name in names]).bfloat16()
-        for key, (_, names) in layout(DOUBLE_BLOCKS, SINGLE_BLOCKS).items()
+        key: original_weight(FLUX2_KLEIN, key, [own[name] for name in names]).bfloat16()
+        for key, (_, names) in layout(FLUX2_KLEIN, (DOUBLE_BLOCKS, SINGLE_BLOCKS)).items()
     }
     made = {"nano": role, "seed": SEED, "data_version": world.VERSION, "code_version": VERSION, **options}
     build.SHIPPED[role].parent.mkdir(exist_ok=True)

@@ -4,14 +4,16 @@ import logging
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checkpoint.info import paragraph
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE
+from ..checkpoint.variant import AUTO, VARIANTS, Variant, variant_of
 from ..checks import names_itself, one_of
-from ..engine.installed import AUTO, VARIANTS, fingerprint, listed, missing, resolve, trained
-from ..engine.loading import load_model, load_text_encoder, load_vae
-from ..engine.sampling import with_rule
+from ..engine import loading, native
+from ..engine.installed import fingerprint, klein_listed, listed, missing, partners
+from ..engine.sampling import with_hooks, with_rule
 from ..guidance.distilled import Distilled
 
 # As ComfyUI's UNETLoader maps them.
@@ -22,6 +24,13 @@ WEIGHT_DTYPES = {
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
 DISTILLED_CFG = "ignore", "allow"
+
+
+def guarded(model: ModelPatcher, found: Variant, ignore_cfg: bool) -> ModelPatcher:
+    """The model with the guard of a distilled one; of a family that has flow maps, at least with hooks that know one."""
+    if found.distilled and ignore_cfg:
+        return with_rule(model, Distilled())
+    return with_hooks(model) if found.family.flow_map else model
 
 
 @names_itself
@@ -123,8 +132,11 @@ class KleinKitLoader(io.ComfyNode):
         one_of("variant", VARIANTS, variant)
         one_of("weight_dtype", WEIGHT_DTYPES, weight_dtype)
         one_of("distilled_cfg", DISTILLED_CFG, distilled_cfg)
-        klein, encoder, picture, says = resolve(diffusion_model, text_encoder, vae, trim_text_encoder)
-        found = trained(klein, says, variant)
+        bundled, says = klein_listed(diffusion_model)
+        klein = bundled[MODEL]
+        found = variant_of(klein, variant, says)
+        native.check_release(klein, found)
+        encoder, picture = partners(bundled, text_encoder, vae, trim_text_encoder)
         ignore_cfg = distilled_cfg == "ignore"
         info = paragraph(
             klein,
@@ -136,12 +148,15 @@ class KleinKitLoader(io.ComfyNode):
             chosen={role for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)) if name == AUTO},
         )
         logging.info("Klein Loader: %s", info)
-        model = load_model(klein, dict(WEIGHT_DTYPES[weight_dtype]))
-        if found.distilled and ignore_cfg:
-            model = with_rule(model, Distilled())
-        return io.NodeOutput(
-            model, load_text_encoder(encoder, trim_text_encoder), load_vae(picture), found.steps, found.cfg, info
-        )
+        model_options = dict(WEIGHT_DTYPES[weight_dtype])
+        if found.family.comfyui:
+            model = native.load_model(klein, weight_dtype, model_options)
+            clip = native.load_text_encoder(encoder, found.family, trim_text_encoder)
+        else:
+            model = loading.load_model(klein, model_options)
+            clip = loading.load_text_encoder(encoder, trim_text_encoder)
+        model = guarded(model, found, ignore_cfg)
+        return io.NodeOutput(model, clip, loading.load_vae(picture), found.steps, found.cfg, info)
 
 
 NODES = [KleinKitLoader]

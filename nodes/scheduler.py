@@ -1,6 +1,7 @@
 """Sigmas that follow the size and the step count of the picture."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,32 @@ from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, ModelSampling
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..checks import expected, names_itself, no_choice
+from ..checks import expected, names_itself, no_choice, sentence
+from ..engine.family import family_of_model
 from ..engine.latent import latent_tokens, sampled
 from ..engine.run_shift import RunShift, own_sampling, shift_run, with_run_shift
-from ..scheduler.mu import SHIFTS, Shift, beyond_fit
-from ..scheduler.schedule import DENOISE_MODES, LIMITS, Schedule, choose_shift, make, picture_tokens
+from ..scheduler.mu import Shift, beyond_fit, flux3
+from ..scheduler.schedule import (
+    AUTO,
+    DENOISE_MODES,
+    LIMITS,
+    SHIFT_CHOICES,
+    Schedule,
+    choose_shift,
+    make,
+    picture_tokens,
+    shift_of,
+)
 from ..scheduler.spacing import SPACINGS
 
 WRAPPER = "kleinkit_shift"
+FLUX3 = flux3.__name__
+# FLUX 3 needs no Dynamic Shift, and of FLUX.2 alone `auto` would be another name of `flux2`.
+DYNAMIC_CHOICES = tuple(choice for choice in SHIFT_CHOICES if choice not in (AUTO, FLUX3))
+ABOUT = {
+    AUTO: "auto: as the connected model needs it, FLUX.2 without one. ",
+    FLUX3: "flux3: FLUX 3's, the same for every size and step count. ",
+}
 
 
 def _number(id: str, default: float, step: float, tooltip: str) -> io.Int.Input | io.Float.Input:
@@ -27,8 +46,8 @@ def _number(id: str, default: float, step: float, tooltip: str) -> io.Int.Input 
     return kind.Input(id, default=default, min=low, max=high, step=step, tooltip=tooltip)
 
 
-def shift_input() -> io.DynamicCombo.Input:
-    """The input `shift`: how mu is found, with the inputs that each way brings."""
+def shift_input(choices: Sequence[str]) -> io.DynamicCombo.Input:
+    """The input `shift`: how mu is found, with the inputs that each way brings. A fresh node has the first choice."""
     inputs = {
         "flux1": [
             _number("base_shift", 0.5, 0.01, "mu of a 256×256 picture (256 tokens)."),
@@ -38,20 +57,35 @@ def shift_input() -> io.DynamicCombo.Input:
         # Not `shift`: ComfyUI would overwrite it with the choice itself.
         "linear": [_number("linear_shift", 3.0, 0.01, "s of σ' = sσ/(1+(s−1)σ), as in ModelSamplingSD3. 1 shifts nothing.")],
     }
+
+    def about(choice: str) -> str:
+        return ABOUT[choice] if choice in choices else ""
+
     return io.DynamicCombo.Input(
         "shift",
-        options=[io.DynamicCombo.Option(choice, inputs.get(choice, [])) for choice in SHIFTS],
-        tooltip="How much of the run is spent at high noise. flux2: Black Forest Labs' formula for FLUX.2, from size "
-        "and steps; made for at most 200 steps. flux2_continuous: the same without its jump just above 1 megapixel, and "
-        "above 200 steps with the mu of 200. flux1: FLUX.1's. "
+        options=[io.DynamicCombo.Option(choice, inputs.get(choice, [])) for choice in choices],
+        tooltip=f"How much of the run is spent at high noise. {about(AUTO)}flux2: Black Forest Labs' formula for FLUX.2, "
+        "from size and steps; made for at most 200 steps. flux2_continuous: the same without its jump just above 1 megapixel, "
+        f"and above 200 steps with the mu of 200. {about(FLUX3)}flux1: FLUX.1's. "
         "fixed: your own mu. linear: Stable Diffusion 3's shift. none: even steps.",
     )
 
 
-def chosen_shift(shift: dict[str, Any]) -> Shift:
-    """The function `(tokens, steps) → mu` of the value of `shift_input`."""
-    choice = dict(shift)
-    return choose_shift(choice.pop("shift"), **choice)
+def chosen_shift(shift: dict[str, Any], model: ModelPatcher | None = None) -> Shift:
+    """The function `(tokens, steps) → mu` of the value of `shift_input`; a model says what `auto` is.
+
+    Raises:
+        ValueError: a value does not fit, or `auto` does not know the model.
+    """
+    inputs = dict(shift)
+    choice = inputs.pop("shift")
+    if choice != AUTO or model is None:
+        return choose_shift(shift_of(choice), **inputs)
+    family = family_of_model(model.model)
+    if family is None:
+        fits = "a FLUX.2 or a FLUX 3 model, whose shift `auto` knows"
+        raise ValueError(sentence("model", fits, f"got {type(model.model).__name__}: choose another `shift`"))
+    return choose_shift(shift_of(choice, family.shift), **inputs)
 
 
 @names_itself
@@ -62,10 +96,11 @@ class KleinKitScheduler(io.ComfyNode):
             node_id="KleinKitScheduler",
             display_name="Klein Scheduler",
             category="KleinKit/sampling",
-            description="The sigmas of FLUX.2 [klein], for the size of the picture and the number of steps.",
+            description="The sigmas of FLUX.2 [klein] and FLUX 3 Klein, for the size of the picture and the number of steps.",
             search_aliases=[
                 "sigmas",
                 "flux2 scheduler",
+                "flux3 scheduler",
                 "mu",
                 "time shift",
                 "denoise",
@@ -75,7 +110,7 @@ class KleinKitScheduler(io.ComfyNode):
                 "img2img",
             ],
             inputs=[
-                _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base."),
+                _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base; FLUX 3: 16 and 50."),
                 _number("width", 1024, 1, "Width in pixels. Not used when a latent is connected."),
                 _number("height", 1024, 1, "Height in pixels. Not used when a latent is connected."),
                 _number("denoise", 1.0, 0.01, "How much of the picture is made anew: 1 all, 0 nothing."),
@@ -87,7 +122,7 @@ class KleinKitScheduler(io.ComfyNode):
                     "strength: as diffusers, only the last part of the steps is run. sigma: all steps, from "
                     "sigma = denoise down, so that 0.5 really starts half way. In each, mu is that of `steps`.",
                 ),
-                shift_input(),
+                shift_input(SHIFT_CHOICES),
                 io.Combo.Input(
                     "spacing",
                     options=list(SPACINGS),
@@ -99,6 +134,7 @@ class KleinKitScheduler(io.ComfyNode):
                 io.Latent.Input(
                     "latent", optional=True, tooltip="The latent that is sampled. Its size counts, not width and height."
                 ),
+                io.Model.Input("model", optional=True, tooltip="The model that is sampled: `auto` of `shift` goes by it."),
             ],
             outputs=[
                 io.Sigmas.Output(tooltip="steps + 1 sigmas, falling to 0."),
@@ -110,7 +146,7 @@ class KleinKitScheduler(io.ComfyNode):
     def validate_inputs(cls, terminal: float | None = None, shift: dict[str, Any] | None = None) -> bool | str:
         # ComfyUI checks what is not named here, and repeats an answer at all that is named and arrives. A `shift` that is
         # not in the list does not arrive: so one more is named.
-        return True if shift else no_choice("shift", SHIFTS)
+        return True if shift else no_choice("shift", SHIFT_CHOICES)
 
     @classmethod
     def execute(
@@ -124,13 +160,14 @@ class KleinKitScheduler(io.ComfyNode):
         spacing: str,
         terminal: float,
         latent: dict[str, Any] | None = None,
+        model: ModelPatcher | None = None,
     ) -> io.NodeOutput:
         size = {"width": width, "height": height} if latent is None else {}
         schedule = Schedule(
             steps=steps,
             denoise=denoise,
             denoise_mode=denoise_mode,
-            shift=chosen_shift(shift),
+            shift=chosen_shift(shift, model),
             spacing=spacing,
             terminal=terminal,
             **size,
@@ -153,17 +190,19 @@ class KleinKitDynamicShift(io.ComfyNode):
             description="KSampler and every stock scheduler get the sigmas of FLUX.2 [klein]: when sampling begins, "
             "mu for the size and the steps of this run takes the place of the model's fixed shift.",
             search_aliases=["ModelSamplingFlux", "mu", "time shift", "flux2 shift", "sigmas", "KSampler"],
-            inputs=[io.Model.Input("model", tooltip="A FLUX.2 model."), shift_input()],
+            inputs=[io.Model.Input("model", tooltip="A FLUX.2 model."), shift_input(DYNAMIC_CHOICES)],
             outputs=[io.Model.Output(tooltip="The model whose sigmas follow the size and the steps.")],
         )
 
     @classmethod
     def validate_inputs(cls, model: Any = None, shift: dict[str, Any] | None = None) -> bool | str:
         # `model` is named because ComfyUI reports an answer only at inputs that arrive.
-        return True if shift else no_choice("shift", SHIFTS)
+        return True if shift else no_choice("shift", DYNAMIC_CHOICES)
 
     @classmethod
     def execute(cls, model: ModelPatcher, shift: dict[str, Any]) -> io.NodeOutput:
+        if (family := family_of_model(model.model)) and family.shift == FLUX3:
+            raise ValueError(f"{family.name} has one shift for every size: remove this node.")
         if not isinstance(model.model, Flux2):
             raise expected("model", "a FLUX.2 model", type(model.model).__name__)
         earlier = model.get_model_object("model_sampling")

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from ..checkpoint import pairing
 from ..checkpoint.inspection import MODEL
+from ..checkpoint.klein import blocks_of
+from ..checkpoint.variant import AUTO, VARIANTS, variant_of
 from ..checks import one_of
-from ..engine.installed import AUTO, VARIANTS, check_inside, files_of, inspect_listed, trained
+from ..engine.installed import check_inside, files_of, klein_listed
 
 
 def suited(settings: dict[str, Any]) -> dict[str, Any]:
@@ -14,7 +15,8 @@ def suited(settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         settings: `{input: value}` as in a prompt of ComfyUI's API: `diffusion_model` and `variant`.
     Returns:
-        dict: `steps` and `cfg`, as the loader's outputs; `distilled`; `double_layers` and `single_layers`, how many.
+        dict: `steps` and `cfg`, as the loader's outputs; `distilled`; `double_layers` and `single_layers`, how many; `shift`,
+            the choice of Klein Scheduler that suits the model.
     Raises:
         ValueError: no such setting or file, a file that is no Klein, or a link out of ComfyUI's folders.
     """
@@ -24,14 +26,13 @@ def suited(settings: dict[str, Any]) -> dict[str, Any]:
     one_of("variant", VARIANTS, variant)
     name = settings.get("diffusion_model")
     check_inside(files_of(MODEL, name))
-    checkpoints, says = inspect_listed(MODEL, name)
-    pairing.check_model(checkpoints[MODEL])
-    found = trained(checkpoints[MODEL], says, variant)
-    double_layers, single_layers = checkpoints[MODEL].parts[MODEL].layers
+    bundled, says = klein_listed(name)
+    found = variant_of(bundled[MODEL], variant, says)
     return {
         "steps": found.steps,
         "cfg": found.cfg,
         "distilled": found.distilled,
-        "double_layers": double_layers,
-        "single_layers": single_layers,
+        "double_layers": blocks_of(bundled[MODEL], "double_blocks."),
+        "single_layers": blocks_of(bundled[MODEL], "single_blocks."),
+        "shift": found.family.shift,
     }

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..checks import one_of
 from ..scheduler.mu import STATIC_MU
-from ..scheduler.schedule import Schedule, choose_shift, make, picture_tokens
+from ..scheduler.schedule import AUTO, Schedule, choose_shift, make, picture_tokens, shift_of
 
 
 def inputs_of(choice: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -29,7 +29,7 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: `{input: value}` as in a prompt of ComfyUI's API (`steps`, `shift`, `shift.mu`, …); those that are
-            left out have their defaults.
+            left out have their defaults. `auto` of `shift` is FLUX.2's: the editor says another where it knows the model.
     Returns:
         dict: `sigmas` [n + 1]; `mu`; `tokens`, how many 16×16 cells the size has (for a connected latent the editor sends
         its size as `width` and `height`); `step_sizes` [n], how far sigma falls in each step; `start`, the first sigma
@@ -40,7 +40,7 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
     settings, numbers = inputs_of("shift", settings)
     for name in settings:
         one_of("setting", Schedule.__dataclass_fields__, name)
-    shift = choose_shift(settings.pop("shift", "flux2"), **numbers)
+    shift = choose_shift(shift_of(settings.pop("shift", AUTO)), **numbers)
     schedule = Schedule(shift=shift, **settings)
     tokens = picture_tokens(schedule.width, schedule.height)
     sigmas, mu = make(schedule, tokens)

@@ -18,6 +18,9 @@ MANY_STEPS_LINE_ABOVE = 4300
 FLUX2_CONTINUOUS_TOKENS = 4096, 8192
 FLUX1_TOKENS = 256, 4096
 
+# s of FLUX 3's σ' = sσ/(1 + (s − 1)σ).
+FLUX3_SHIFT = 6.93
+
 # ComfyUI's shift of FLUX.2, at every size and step count.
 STATIC_MU = 2.02
 
@@ -47,6 +50,11 @@ def flux2_continuous(tokens: int, steps: int) -> float:
     return (1 - share) * flux2(low, steps) + share * flux2(high, steps)
 
 
+def flux3(tokens: int, steps: int) -> float:
+    """FLUX 3's mu, ln 6.93 at every size and step count (diffusers' `Flux3SetTimestepsStep`: `shift` 6.93)."""
+    return math.log(FLUX3_SHIFT)
+
+
 def flux1(tokens: int, steps: int, *, base_shift: float = 0.5, max_shift: float = 1.15) -> float:
     """FLUX.1's mu (diffusers' `calculate_shift`): a line through `base_shift` at 256 and `max_shift` at 4096 tokens."""
     low, high = FLUX1_TOKENS
@@ -69,7 +77,7 @@ def none(tokens: int, steps: int) -> float:
     return 0.0
 
 
-SHIFTS = {choice.__name__: choice for choice in (flux2, flux2_continuous, flux1, fixed, linear, none)}
+SHIFTS = {choice.__name__: choice for choice in (flux2, flux2_continuous, flux3, flux1, fixed, linear, none)}
 
 
 def beyond_fit(shift: Shift, tokens: int, steps: int) -> str | None:

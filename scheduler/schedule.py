@@ -11,6 +11,9 @@ from .mu import SHIFTS, Shift
 from .shift import time_shift
 from .spacing import SPACINGS
 
+AUTO = "auto"
+# What `shift` of Klein Scheduler can be.
+SHIFT_CHOICES = (AUTO, *SHIFTS)
 PIXELS_PER_TOKEN = 16 * 16
 SMALLEST_DENOISE = 1e-4
 SMALLEST_BITS = np.finfo(np.float32).tiny.view(np.int32)
@@ -27,6 +30,13 @@ LIMITS = {
     "mu": (-20.0, 20.0),
     "linear_shift": (0.01, 100.0),
 }
+
+
+def shift_of(choice: str, family: str = "flux2") -> str:
+    """The name in `SHIFTS` that a choice of `shift` means: for `auto` that of the model's family, FLUX.2's where no model
+    says which.
+    """
+    return family if choice == AUTO else choice
 
 
 def choose_shift(choice: str, /, **inputs: float) -> Shift:

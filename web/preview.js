@@ -124,6 +124,14 @@ function inputsOf(node) {
   return { values, unknown: ours.filter((name) => !(name in values)) }
 }
 
+/** The shift of the family of a node's model: undefined where no loader of ours says it. */
+function shiftOf(node) {
+  const [loader] = chainTo(node)
+  if (loader?.comfyClass !== LOADER) return undefined
+  listen(loader)
+  return ofLoader(loader)?.shift
+}
+
 /** Settings of `/kleinkit/sigmas`, what of them is not known, and whether a latent gives the size. */
 const sigmaSettings = {
   KleinKitScheduler(node) {
@@ -133,6 +141,11 @@ const sigmaSettings = {
     const missing = latent ? unknown.filter((name) => name !== "width" && name !== "height") : unknown
     if (!size) missing.push("width", "height")
     const { width, height } = latent ? { ...ASSUMED, ...size } : { ...ASSUMED, ...values }
+    if (values.shift === "auto" && linked(node, "model")) {
+      const shift = shiftOf(node)
+      if (shift) values.shift = shift
+      else missing.push("shift")
+    }
     return { settings: { ...ASSUMED, ...values, width, height }, unknown: missing, latent }
   },
   KleinKitDynamicShift(node) {
@@ -147,7 +160,9 @@ const sigmaSettings = {
 
 /** The node that takes the model which a node hands on, and the nodes that this model passes before. */
 function wayOf(node) {
-  const takers = [...behind(node)].filter((one) => has(one.inputs, "MODEL") && chainTo(one).includes(node))
+  // A scheduler looks at a model, and samples nothing.
+  const samples = (one) => has(one.inputs, "MODEL") && !has(one.outputs, "SIGMAS")
+  const takers = [...behind(node)].filter((one) => samples(one) && chainTo(one).includes(node))
   const taker = takers.find((one) => !has(one.outputs, "MODEL"))
   if (taker) return { taker, chain: chainTo(taker) }
   const last = takers.at(-1) ?? node
@@ -199,6 +214,7 @@ function assumed(unknown, settings) {
     steps: say("{steps} steps", settings),
     cfg: `cfg ${settings.cfg ?? ASSUMED_CFG}`,
     denoise: `denoise ${settings.denoise ?? 1}`,
+    shift: "shift flux2",
   }
   const size = unknown.includes("width") || unknown.includes("height") ? [`${settings.width}×${settings.height}`] : []
   const others = unknown.filter((name) => !(name in texts) && name !== "width" && name !== "height")

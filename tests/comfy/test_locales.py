@@ -12,7 +12,7 @@ LISTS_OF_FILES = ("diffusion_model", "text_encoder", "vae")
 # The editor's translator reads these as syntax.
 SYNTAX = set("{}@|")
 # Names of methods, files and quantities, which those who write in these languages write so too.
-SAME_EVERYWHERE = {"mu", "ksampler", "flux2", "flux1", "karras", "beta", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"}
+SAME_EVERYWHERE = {"mu", "ksampler", "flux2", "flux3", "flux1", "karras", "beta", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"}
 
 
 def texts(node):

@@ -10,6 +10,7 @@ LIMIT = 1e-6
 SHIFTS = [
     {"shift": "flux2"},
     {"shift": "flux2_continuous"},
+    {"shift": "flux3"},
     {"shift": "flux1", "base_shift": 0.5, "max_shift": 1.15},
     {"shift": "fixed", "mu": 1.15},
     {"shift": "linear", "linear_shift": 3.0},
@@ -178,7 +179,7 @@ def test_every_size_and_step_count_that_comfyui_allows(klein, shift, spacing):
         ({"denoise": 1e-6}, "`denoise` to be 0.0, or between 0.0001 and 1.0, but got 1e-06."),
         ({"denoise_mode": "sigmas"}, "`denoise_mode` to be one of ksampler, strength, sigma, but got 'sigmas'."),
         ({"spacing": "simple"}, "`spacing` to be one of uniform, karras, exponential, beta, linear_quadratic"),
-        ({"shift": {"shift": "flux3"}}, "`shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
+        ({"shift": {"shift": "flux4"}}, "`shift` to be one of flux2, flux2_continuous, flux3, flux1, fixed, linear, none"),
         ({"shift": {"shift": "fixed", "mu": 99.0}}, "`shift.mu` to be a number between -20.0 and 20.0, but got 99.0."),
         ({"terminal": 0.5, "denoise": 0.3, "denoise_mode": "sigma"}, "`terminal` to be below the first sigma (0.3)"),
     ],

@@ -86,6 +86,39 @@ def klein(hidden=3072, double_blocks=5, single_blocks=20, text_width=7680, dtype
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
 
 
+def flux3_klein(hidden=3072, layers=5, joint=28, text_width=20480, dtype="BF16", prefix="", distilled=True):
+    """`{name: (dtype, shape)}` of a FLUX 3 Image Klein transformer; as given, of the published distilled one."""
+    modes = "image", "image_cond", "txt"
+    shapes = {
+        "emb_in.image.weight": (hidden, 128),
+        "emb_in.image_cond.weight": (hidden, 128),
+        "txt_in.weight": (hidden, text_width),
+        "final_layer.image.adaLN_modulation.1.weight": (2 * hidden, hidden),
+        "final_layer.image.linear.weight": (128, hidden),
+    }
+    for time in ("time_in", "ref_time_in") if distilled else ("time_in",):
+        shapes |= {f"{time}.in_layer.weight": (hidden, 256), f"{time}.out_layer.weight": (hidden, hidden)}
+    for stage in ("early", "single"):
+        shapes |= {f"{stage}_stream_modulations.{mode}.lin.weight": (3 * hidden, hidden) for mode in modes}
+    stacks = ("content_mode_blocks.image", layers), ("content_mode_blocks.image_cond", layers), ("txt_mode_blocks", layers)
+    for stack, count in (*stacks, ("single_blocks", joint)):
+        for i in range(count):
+            block = f"{stack}.{i}"
+            shapes |= {f"{block}.{name}.weight": (hidden, hidden) for name in ("q_proj", "k_proj", "v_proj", "attn_out")}
+            shapes |= {f"{block}.mlp_in.weight": (6 * hidden, hidden), f"{block}.mlp_out.weight": (hidden, 3 * hidden)}
+            shapes |= {f"{block}.norm.{which}_norm.scale": (128,) for which in ("query", "key")}
+    return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
+
+
+def qwen3_vl(**sizes):
+    """`{name: (dtype, shape)}` of a Qwen3-VL, its vision part cut short; as given, of the 4B."""
+    visual = {
+        "model.visual.deepstack_merger_list.0.norm.weight": ("BF16", (4096,)),
+        "model.visual.merger.linear_fc2.weight": ("BF16", (sizes.get("hidden", 2560), 4096)),
+    }
+    return qwen3(**sizes, prefix="model.language_model.") | visual
+
+
 def qwen3(hidden=2560, layers=36, intermediate=9728, heads=32, kv_heads=8, vocabulary=151936, dtype="BF16", prefix="model."):
     """`{name: (dtype, shape)}` of a Qwen3; as given, of the 4B."""
     shapes = {"embed_tokens.weight": (vocabulary, hidden)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.modular_pipelines.flux3.before_denoise import Flux3SetTimestepsStep
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.flux2.pipeline_flux2_klein_inpaint import Flux2KleinInpaintPipeline
@@ -29,6 +30,25 @@ GOLDEN = {
     6: [1, 0.9799441, 0.9513246, 0.9071679, 0.8301074, 0.6615250, 0],
     10: [1, 0.9884957, 0.9744825, 0.9570386, 0.9347291, 0.9051879, 0.8642187, 0.8036000, 0.7047356, 0.5147510, 0],
 }
+
+# Of Black Forest Labs' sampling code: σ = 6.93·t / (1 + 5.93·t) of even t, in float32.
+GOLDEN_FLUX3 = {
+    4: """
+        1 0.9541074 0.8738966 0.69788516 0
+    """,
+    16: """
+        1 0.99047166 0.97980207 0.96777314 0.9541074 0.9384464 0.9203186 0.8990919 0.8738966 0.8435055 0.80612642
+        0.75903606 0.69788516 0.61527073 0.49748743 0.31600547 0
+    """,
+    50: """
+        1 0.99706376 0.99402344 0.9908734 0.98760766 0.98421961 0.9807024 0.9770484 0.97324955 0.96929693 0.96518111
+        0.96089172 0.95641756 0.95174646 0.94686508 0.94175887 0.93641204 0.93080711 0.92492491 0.91874439 0.91224217
+        0.90539259 0.89816707 0.89053357 0.8824566 0.8738966 0.86480868 0.85514247 0.84484088 0.83383948 0.8220641
+        0.80943018 0.79584026 0.78118157 0.76532298 0.74811083 0.72936404 0.70886767 0.68636513 0.66154641 0.63403481
+        0.60336655 0.56896549 0.53010601 0.48586118 0.43502828 0.37601733 0.30668241 0.22405429 0.12390487 0
+    """,
+}
+MOST_ULPS = 4
 
 
 def tokens_of(width, height):
@@ -164,3 +184,21 @@ def test_sigmas_that_a_float32_scheduler_cannot_tell_apart_stay_close():
     agree(ours(65536, steps=100), theirs(100, mu, **dynamic()))
     assert torch.unique(theirs(100, compute_empirical_mu(262144, 100), **dynamic())).numel() == 2
     assert (np.diff(ours(262144, steps=100)) < 0).all()
+
+
+@pytest.mark.parametrize("steps", GOLDEN_FLUX3)
+def test_golden_values_of_flux3(steps):
+    wanted = np.float32(GOLDEN_FLUX3[steps].split())
+    for tokens in (1, 4096, 65536):
+        given = ours(tokens, "flux3", steps=steps)
+        assert given.shape == wanted.shape and (np.abs(given - wanted) <= MOST_ULPS * np.spacing(wanted)).all()
+
+
+@pytest.mark.parametrize("steps", [*STEPS, 16])
+def test_flux3(steps):
+    pipeline = Flux3SetTimestepsStep().init_pipeline()
+    scheduler = pipeline.scheduler
+    assert scheduler.config.shift == pytest.approx(np.exp(SHIFTS["flux3"](4096, steps)))
+    pipeline(num_inference_steps=steps)
+    given, wanted = ours(4096, "flux3", steps=steps), scheduler.sigmas.numpy()
+    assert given.shape == wanted.shape and (np.abs(given - wanted) <= MOST_ULPS * np.spacing(wanted)).all()

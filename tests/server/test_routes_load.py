@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from kleinkit.harness import server as api
 from kleinkit.harness.workflow import NANO, WORKFLOWS
-from kleinkit.scheduler.mu import SHIFTS
-from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS
+from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS, SHIFT_CHOICES
 from kleinkit.scheduler.spacing import SPACINGS
 
 SPEC = json.loads(Path(WORKFLOWS.parent, "docs", "openapi.json").read_text("utf-8"))
@@ -118,7 +117,7 @@ def test_description_names_the_limits_and_choices_of_the_code():
         if "minimum" in schema
     }
     assert found == LIMITS
-    for name, choices in (("shift", SHIFTS), ("spacing", SPACINGS), ("denoise_mode", DENOISE_MODES)):
+    for name, choices in (("shift", SHIFT_CHOICES), ("spacing", SPACINGS), ("denoise_mode", DENOISE_MODES)):
         assert properties[name]["enum"] == list(choices)
 
 

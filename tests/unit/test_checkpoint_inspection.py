@@ -8,9 +8,11 @@ import pytest
 import torch
 from files import flux2_vae, klein, qwen3, write
 from kleinkit.checkpoint import header
+from kleinkit.checkpoint.families import FLUX2_KLEIN
 from kleinkit.checkpoint.header import CheckpointError, read_header
-from kleinkit.checkpoint.inspection import FLUX2_VAE, KLEIN, MODEL, QWEN3, QWEN3_VL, TEXT_ENCODER, VAE, inspect
+from kleinkit.checkpoint.inspection import FLUX2_VAE, MODEL, QWEN3, QWEN3_VL, TEXT_ENCODER, VAE, inspect
 
+KLEIN = FLUX2_KLEIN.name
 NINE = dict(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288)
 
 
