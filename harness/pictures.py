@@ -94,15 +94,17 @@ def screenshot(server, name):
 
 
 def main(arguments):
+    """Args: names of workflows; all, and the screenshot, when there are none."""
     with (
         tempfile.TemporaryDirectory(prefix="kleinkit-", ignore_cleanup_errors=True) as base,
         with_comfyui(Path(base)) as server,
     ):
-        for name in names():
+        for name in arguments or names():
             pictures = run(server, name)
             # A study's sheet has all its pictures on it.
             shown = side_by_side(pictures[-1:] if name == STUDY else pictures)
             save(shown, WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)
-        save(screenshot(server, FIRST), ASSETS / SCREENSHOT, EDITOR, PICTURE_BYTES)
+        if not arguments:
+            save(screenshot(server, FIRST), ASSETS / SCREENSHOT, EDITOR, PICTURE_BYTES)

@@ -27,6 +27,8 @@ HOST = "127.0.0.1"
 START_SECONDS = 300
 STOP_SECONDS = 10
 LOG_TAIL = 25
+# Every ComfyUI has this picture in its input folder; Load Image begins with it.
+EXAMPLE = "example.png"
 # A proxy of the environment must not come between us and this machine.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -150,6 +152,10 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
     (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
     if pack:
         put_pack(base)
+    example = Path(comfyui, "input", EXAMPLE)
+    if example.exists() and not (base / "input" / EXAMPLE).exists():
+        (base / "input").mkdir(exist_ok=True)
+        shutil.copy(example, base / "input")
     port = free_port(port)
     server = Server(f"http://{HOST}:{port}", base, base / "comfyui.log")
     group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}

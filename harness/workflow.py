@@ -11,7 +11,13 @@ NANO = {
     "flux-2-klein-4b.safetensors": "flux-2-klein-nano.safetensors",
     "flux-2-klein-base-4b.safetensors": "flux-2-klein-nano-base.safetensors",
 }
+# Graphs of FLUX 3 run on the nano family too: their nodes are the same, and this family has no FLUX 3.
+NANO_FLUX3 = {
+    "flux3-image-klein-bf16.safetensors": NANO["flux-2-klein-4b.safetensors"],
+    "flux3-image-klein-base-bf16.safetensors": NANO["flux-2-klein-base-4b.safetensors"],
+}
 NANO_PIXELS = 128
+NANO_MEGAPIXELS = 0.02
 NANO_LAYER = "2"
 NANO_PROMPTS = {
     "Prompt": "a large green circle on the left, on a blue background",
@@ -35,8 +41,9 @@ def widgets(node):
     names = []
     for entry in node["inputs"]:
         if "widget" in entry:
-            # The editor puts the widget "control after generate" behind a seed; no API knows it.
-            names += [entry["name"], None] if entry["name"] in SEEDS else [entry["name"]]
+            # No API knows the editor's button that uploads, nor "control after generate", which it puts behind a seed.
+            names.append(None if entry["type"] == "IMAGEUPLOAD" else entry["name"])
+            names += [None] * (entry["name"] in SEEDS)
     return names
 
 
@@ -63,9 +70,11 @@ def for_nano(graph):
     for node in graph["nodes"]:
         match node["type"]:
             case "KleinKitLoader":
-                put(node, diffusion_model=NANO[node["widgets_values"][0]])
+                put(node, diffusion_model=(NANO | NANO_FLUX3)[node["widgets_values"][0]])
             case "EmptyFlux2LatentImage":
                 put(node, width=NANO_PIXELS, height=NANO_PIXELS)
+            case "ImageScaleToTotalPixels":
+                put(node, megapixels=NANO_MEGAPIXELS)
             case "CLIPTextEncode":
                 put(node, text=NANO_PROMPTS[node["title"]])
             case "KleinKitSkipLayerGuidance":

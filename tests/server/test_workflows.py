@@ -7,12 +7,12 @@ import numpy as np
 import prompts
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.harness.workflow import NANO, NOTES, WORKFLOWS, as_prompt, names, nodes, read
+from kleinkit.harness.workflow import NANO, NANO_FLUX3, NOTES, WORKFLOWS, as_prompt, names, nodes, read
 from PIL import Image
 
 TITLE_BAR, SLOTS = 30, 20
 # Where ComfyUI has the official files from, and Black Forest Labs' own.
-FILES = {*NANO, "qwen_3_4b.safetensors", "flux2-vae.safetensors"}
+FILES = {*NANO, *NANO_FLUX3, "qwen_3_4b.safetensors", "qwen3vl_4b_bf16.safetensors", "flux2-vae.safetensors"}
 MOST_BYTES = 60_000
 WIDTH, HEIGHT = 768, 512
 
@@ -39,8 +39,10 @@ def test_inputs_are_those_of_the_nodes(known, name):
 
 def test_the_template_browser_shows_titles_in_words(server):
     assert sorted(api.get(server, "/workflow_templates")[api.PACK]) == names()
-    for number, name in enumerate(names(), 1):
-        assert name.startswith(f"{number} Klein ") and "-" not in name
+    of_flux3 = [name for name in names() if name.startswith("FLUX 3 ")]
+    for group, begins in (([name for name in names() if name not in of_flux3], "{} Klein "), (of_flux3, "FLUX 3 Klein {} ")):
+        assert all(name.startswith(begins.format(number)) and "-" not in name for number, name in enumerate(group, 1))
+    for name in names():
         assert api.get(server, f"/api/workflow_templates/{api.PACK}/{quote(name)}.json") == read(name)
 
 
