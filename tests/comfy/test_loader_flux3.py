@@ -59,7 +59,7 @@ def too_old():
 @pytest.mark.parametrize("name, variant", [(MODEL, "distilled"), (BASE, "base")])
 def test_one_sentence_where_comfyui_is_too_old(refused, too_old, name, variant):
     assert refused(name) == (
-        f"Klein Loader: {name} is FLUX 3 Image Klein 5.6B, {variant}: ComfyUI 0.41.0 or newer loads it, and this one is older; "
+        f"Klein Loader: {name} is FLUX 3 Image Klein 5.5B, {variant}: ComfyUI 0.41.0 or newer loads it, and this one is older; "
         "update ComfyUI, or take a FLUX.2 [klein], which works here."
     )
 
