@@ -2,8 +2,9 @@
 
 import pytest
 from editor import FILE, keep
+from files import flux3_klein, write
 from kleinkit.harness.editor import chromium, clear, open_editor
-from kleinkit.harness.workflow import NANO, names, read
+from kleinkit.harness.workflow import NANO, NANO_FLUX3, names, read
 from playwright.sync_api import expect
 
 RENDERERS = {"classic": False, "nodes2": True}
@@ -12,7 +13,7 @@ expect.set_options(timeout=60_000)
 
 @pytest.fixture(scope="module")
 def files(server):
-    """A model whose name is HTML, and something under the names that the workflows ask after."""
+    """A model whose name is HTML, and something under the names that the workflows ask after: of FLUX 3 the header."""
     models = server.base / "models"
     nano = models / "diffusion_models" / next(iter(NANO.values()))
     wanted = {
@@ -23,7 +24,10 @@ def files(server):
     } | {models / "diffusion_models" / FILE}
     for path in wanted:
         path.parent.mkdir(exist_ok=True)
-        path.hardlink_to(nano)
+        if path.name in NANO_FLUX3:
+            write(path, flux3_klein(distilled="base" not in path.name))
+        else:
+            path.hardlink_to(nano)
     yield
     for path in wanted:
         path.unlink()
