@@ -274,6 +274,8 @@ def _of_family(tensors: dict[str, Tensor], formats: Formats, family: Family, pre
     image = tensors[place(family.image) + ".weight"]
     other = (what for start, what in family.siblings.items() if any(key.startswith(prefix + start) for key in tensors))
     jumps = family.only_distilled
+    starts = (stack.diffusers if diffusers_keys else stack.original for stack in family.stacks)
+    layers = tuple(_count(tensors, prefix + start) for start in starts)
     return _part(
         tensors,
         formats,
@@ -281,10 +283,8 @@ def _of_family(tensors: dict[str, Tensor], formats: Formats, family: Family, pre
         next(other, family.name),
         prefix,
         width=image.shape[0],
-        text_width=formats.columns(tensors, place(family.text)),
-        layers=tuple(
-            _count(tensors, prefix + (stack.diffusers if diffusers_keys else stack.original)) for stack in family.stacks
-        ),
+        text_width=formats.columns(tensors, place(family.text)) or family.published_text_width((*layers, image.shape[0])),
+        layers=layers,
         diffusers_keys=diffusers_keys,
         distilled=any(place(layer) + ".weight" in tensors for layer in jumps) if jumps else None,
     )

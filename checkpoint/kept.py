@@ -25,7 +25,7 @@ def file_state(path: str | Path) -> tuple[str, int, int]:
 def keep(read: Callable) -> Callable:
     """Decorator for a function of files: it reads once for each state of the files, and then answers from memory.
 
-    A damaged file is kept as well, as its sentence. A file that the system does not let us read is tried anew.
+    Of a damaged file the sentence is kept. A file that the system does not let us read is tried anew.
     """
 
     @functools.wraps(read)

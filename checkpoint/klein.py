@@ -15,8 +15,7 @@ def layout(family: Family, blocks: Sequence[int], *, distilled: bool | None = No
     Args:
         family: its family.
         blocks: how many blocks each stack of the family has.
-        distilled: whether the layers are among them that only a distilled model of the family has; None for a family where
-            both have the same.
+        distilled: include the layers that only a distilled model has; None for a family that has none such.
     Returns:
         `{original name: (rows as a multiple of the hidden size or None, diffusers' names)}`.
     """

@@ -194,7 +194,7 @@ def misfit(
 
 
 def _reason(model: Checkpoint, role: str, checkpoint: Checkpoint) -> str:
-    """Why a file does not do that seems to: ", which …", or nothing."""
+    """Why a file that looks right is not: ", which …", or nothing."""
     family, part = family_of(model), checkpoint.parts.get(role)
     if part is None or role == VAE:
         return ""

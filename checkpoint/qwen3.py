@@ -118,6 +118,6 @@ def config(checkpoint: Checkpoint, *, trim: bool) -> dict[str, int | bool]:
 
 
 def cut(family: Family) -> dict[str, int | bool]:
-    """What of ComfyUI's configuration of a Qwen3 makes it end with the last layer that a Klein reads. Without the final norm,
-    because the hidden state after that layer is read as it is."""
+    """The settings that make ComfyUI's Qwen3 end with the last layer that a Klein reads. Its final norm would change what
+    that layer says."""
     return {"num_hidden_layers": family.layers_read, "final_norm": False}

@@ -12,7 +12,7 @@ from .inspection import MODEL, Checkpoint, family_of
 AUTO, DISTILLED, BASE = VARIANTS = "auto", "distilled", "base"
 LETTERS_OR_NUMBER = re.compile(r"[A-Za-z]+|\d+")
 ONE_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-# What model sites glue together: bbase (of 9bbase) is b, base. A database is not made of these.
+# The words of which names are glued on model sites: 9bbase is 9, b, base. `database` cannot be split into them.
 GLUED = re.compile(r"flux|klein|base|distilled|distill|un|de|non|kv|nvfp|mxfp|fp|bf|int|model|merge|mix|edit|b|v")
 NOT = {"un", "de", "non", "not"}
 DISTILLED_WORDS = {"distilled", "distill"}

@@ -65,7 +65,7 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool, disabl
     """
     part = checkpoint.parts[TEXT_ENCODER]
     clip = None
-    if trim and part.architecture == QWEN3_VL and part.layers[0] > family.layers_read:
+    if part.architecture == QWEN3_VL and (trim or part.layers[0] == family.layers_read):
         # A class that reads its configuration elsewhere builds all layers.
         settings = {f"{family.encoder_config}_model_config": cut(family)}
         clip = _from_weights(checkpoint, family, trim=True, disable_dynamic=disable_dynamic, model_options=settings)

@@ -41,20 +41,31 @@ class KleinKitLoader(io.ComfyNode):
             node_id="KleinKitLoader",
             display_name="Klein Loader",
             category="KleinKit/loaders",
-            description="Loads a FLUX.2 [klein] with the text encoder and the VAE that fit it, and says which it is. "
-            "A quarter of the text encoder's layers, which Klein never uses, is neither read nor kept nor run.",
-            search_aliases=["load klein", "flux2 klein", "unet loader", "clip loader", "checkpoint loader", "diffusers loader"],
+            description="Loads a FLUX.2 [klein] or FLUX 3 Klein with the text encoder and the VAE that fit it, "
+            "and says which it is. Layers of the text encoder that Klein never uses, a quarter with FLUX.2, are neither read "
+            "nor kept nor run.",
+            search_aliases=[
+                "load klein",
+                "flux2 klein",
+                "flux3 klein",
+                "unet loader",
+                "clip loader",
+                "checkpoint loader",
+                "diffusers loader",
+            ],
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
                     options=listed(MODEL),
-                    tooltip="A file in models/diffusion_models, or a folder of models/diffusers (ends in model_index.json).",
+                    tooltip="A file in models/diffusion_models, or a folder of models/diffusers (ends in model_index.json). "
+                    "FLUX 3 needs ComfyUI 0.41.0.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
                     options=[AUTO, *listed(TEXT_ENCODER)],
                     default=AUTO,
-                    tooltip="A Qwen3 in models/text_encoders: 4B for Klein 4B, 8B for Klein 9B. auto takes one that fits.",
+                    tooltip="In models/text_encoders: Qwen3 4B for Klein 4B, 8B for Klein 9B, Qwen3-VL 4B for FLUX 3. "
+                    "auto takes one that fits.",
                 ),
                 io.Combo.Input(
                     "vae",
@@ -66,7 +77,7 @@ class KleinKitLoader(io.ComfyNode):
                     "variant",
                     options=list(VARIANTS),
                     default=AUTO,
-                    tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata; "
+                    tooltip="Sets the outputs steps and cfg. auto goes by the file's name and metadata, FLUX 3 by its tensors; "
                     "info says how it decided.",
                 ),
                 io.Combo.Input(
@@ -95,8 +106,8 @@ class KleinKitLoader(io.ComfyNode):
                 io.Model.Output(tooltip="The Klein."),
                 io.Clip.Output(tooltip="Its text encoder."),
                 io.Vae.Output(tooltip="Its VAE."),
-                io.Int.Output("steps", tooltip="Steps that suit the variant: distilled 4, base 50."),
-                io.Float.Output("cfg", tooltip="cfg that suits the variant: distilled 1, base 4."),
+                io.Int.Output("steps", tooltip="Steps that suit the model: distilled 4, base 50; FLUX 3: 16 and 50."),
+                io.Float.Output("cfg", tooltip="cfg that suits the model: distilled 1, base 4; FLUX 3: 1 and 3.5."),
                 io.String.Output("info", tooltip="What was loaded, and how its variant was told."),
             ],
         )

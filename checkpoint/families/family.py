@@ -104,6 +104,10 @@ class Family:
         embedder = self.flow_map.partition(".")[0]
         return tuple(name for name in self.outside if embedder and name.startswith(f"{embedder}."))
 
+    def published_text_width(self, shape: tuple[int, ...]) -> int:
+        """How wide the text input of a published model is, by its key in `sizes`; 0 where the shape does not tell."""
+        return self.states * min(self.official_encoders) if self.fixed_depth and shape in self.sizes else 0
+
     @property
     def states(self) -> int:
         """How many hidden states of the text encoder the transformer reads."""

@@ -33,7 +33,7 @@ BLOCK = {
 FLUX3_KLEIN = Family(
     name="FLUX 3 Image Klein",
     # (mode blocks of the picture, of references and of the text, joint blocks, hidden size)
-    sizes={(5, 5, 5, 28, 3072): "5.6B"},
+    sizes={(5, 5, 5, 28, 3072): "5.5B"},
     outside=OUTSIDE,
     stacks=(
         Stack("content_mode_blocks.image.", "mode_blocks.image.", BLOCK),

@@ -110,11 +110,11 @@ def flux3_klein(hidden=3072, layers=5, joint=28, text_width=20480, dtype="BF16",
     return {prefix + name: (dtype, shape) for name, shape in shapes.items()}
 
 
-def qwen3_vl(**sizes):
-    """`{name: (dtype, shape)}` of a Qwen3-VL, its vision part cut short; as given, of the 4B."""
+def qwen3_vl(vision=1024, **sizes):
+    """`{name: (dtype, shape)}` of a Qwen3-VL, of its vision part only two; as given, of the 4B."""
     visual = {
-        "model.visual.deepstack_merger_list.0.norm.weight": ("BF16", (4096,)),
-        "model.visual.merger.linear_fc2.weight": ("BF16", (sizes.get("hidden", 2560), 4096)),
+        "model.visual.deepstack_merger_list.0.norm.weight": ("BF16", (4 * vision,)),
+        "model.visual.merger.linear_fc2.weight": ("BF16", (sizes.get("hidden", 2560), 4 * vision)),
     }
     return qwen3(**sizes, prefix="model.language_model.") | visual
 

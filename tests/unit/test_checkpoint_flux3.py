@@ -60,7 +60,7 @@ def test_told_by_its_tensors(look, distilled, diffusers, prefix):
     name = "flux3-image-klein-base.safetensors" if distilled else "flux3-image-klein-distilled.safetensors"
     found = look(tensors, name, metadata={"is_distilled": str(not distilled).lower(), "model": "flux-3-image-klein"})
     part = found.parts[MODEL]
-    assert (part.architecture, part.size, part.layers, part.width) == ("FLUX 3 Image Klein", "5.6B", DEPTH, 3072)
+    assert (part.architecture, part.size, part.layers, part.width) == ("FLUX 3 Image Klein", "5.5B", DEPTH, 3072)
     assert (part.text_width, part.prefix, part.weights, part.diffusers_keys) == (20480, prefix, "bf16", diffusers)
     assert pairing.check_model(found) is FLUX3_KLEIN
     variant = variant_of(found, "auto", None)
@@ -78,7 +78,7 @@ def test_reads_only_the_header_of_11_gb(tmp_path, monkeypatch):
             return read[-1]
 
     monkeypatch.setattr(header, "open", lambda path, mode: io.BufferedReader(Counted(path, mode)), raising=False)
-    assert inspect(path).parts[MODEL].size == "5.6B"
+    assert inspect(path).parts[MODEL].size == "5.5B"
     assert 0 < sum(read) < 64 * 1024
 
 
@@ -119,6 +119,14 @@ def test_quantised(look, form, fused):
     pairing.check_model(found)
     assert found.parts[MODEL].text_width == 20480 and found.parts[MODEL].quantised
     assert variant_of(found, "auto", None).name == "distilled"
+
+
+def test_a_format_that_nobody_knows_hides_no_published_model(look):
+    mark = torch.tensor(list(json.dumps({"format": "w2_new"}).encode()), dtype=torch.uint8)
+    packed = {key: mark for key in quantised("int8_tensorwise", True) if key.endswith(".comfy_quant")}
+    found = look(quantised("int8_tensorwise", True) | packed | {"txt_in.weight": ("I8", (3072, 5120))})
+    pairing.check_model(found)
+    assert (found.parts[MODEL].weights, found.parts[MODEL].text_width) == ("the unknown format w2_new", 20480)
 
 
 def test_what_is_not_quantised_has_q_k_and_v(look):
@@ -230,7 +238,7 @@ def test_an_encoder_of_the_other_klein_is_refused_with_the_reason(look):
     for layers in (36, 27):
         assert misfit(flux3, look(qwen3(layers=layers), "qwen_3_4b.safetensors")) == (
             "Expected `text_encoder` to be a Qwen3-VL of width 2560 and at least 32 layers for flux3.safetensors "
-            f"(FLUX 3 Image Klein 5.6B, text input 20480 wide), but qwen_3_4b.safetensors is Qwen3 of width 2560 and {layers} "
+            f"(FLUX 3 Image Klein 5.5B, text input 20480 wide), but qwen_3_4b.safetensors is Qwen3 of width 2560 and {layers} "
             "layers, which has the same shapes but another rope θ (1,000,000, not 5,000,000), so the pictures would be wrong; "
             "these fit: qwen3vl_4b_bf16.safetensors."
         )
@@ -281,7 +289,7 @@ def told(look, distilled, encoder, trim=True):
 
 def test_info(look):
     base, distilled = told(look, False, qwen3_vl()), told(look, True, qwen3(layers=32))
-    assert "flux3.safetensors is FLUX 3 Image Klein 5.6B, bf16, 11.08 GB." in base
+    assert "flux3.safetensors is FLUX 3 Image Klein 5.5B, bf16, 11.08 GB." in base
     assert "; 50 steps and cfg 3.5. Black Forest Labs' README says cfg 4." in base
     assert "Qwen3-VL of width 2560, bf16, 32 of its 36 layers." in base
     assert "; 16 steps and cfg 1. A cfg above 1 counts as 1." in distilled
