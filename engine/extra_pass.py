@@ -109,11 +109,13 @@ def keep_entry(model_options: dict, extra: ExtraPass, block: Block, run: Run) ->
         options = args["transformer_options"]
         roles = [run.role(*row) for row in zip(options["uuids"], options["cond_or_uncond"])]
         if extra.of in roles and extra.name not in run.entries:
-            states = {name: value for name, value in args.items() if torch.is_tensor(value) and name not in SHARED}
-            # Blocks work in place, so the rows are copied.
-            run.entries[extra.name] = {
-                name: value.chunk(len(roles))[roles.index(extra.of)].clone() for name, value in states.items()
+            states = {
+                name: value.chunk(len(roles))
+                for name, value in args.items()
+                if name not in SHARED and torch.is_tensor(value) and value.ndim > 2 and value.shape[0] % len(roles) == 0
             }
+            # Blocks work in place, so the rows are copied.
+            run.entries[extra.name] = {name: rows[roles.index(extra.of)].clone() for name, rows in states.items()}
         return before(args, more) if before else more["original_block"](args)
 
     return replace_block(model_options, block, keep)

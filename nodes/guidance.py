@@ -165,12 +165,13 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                 io.String.Input(
                     "double_layers",
                     default="",
-                    tooltip="Double blocks to skip, such as `2` or `1-3`. Klein 4B has 0 to 4, 9B 0 to 7.",
+                    tooltip="Double blocks to skip, such as `2` or `1-3`. Klein 4B has 0 to 4, 9B 0 to 7, FLUX 3 none.",
                 ),
                 io.String.Input(
                     "single_layers",
                     default="9",
-                    tooltip="Single blocks to skip, such as `9` or `7-9, 12`. Klein 4B has 0 to 19, 9B 0 to 23. "
+                    tooltip="Single blocks to skip, such as `9` or `7-9, 12`. Klein 4B has 0 to 19, 9B 0 to 23, FLUX 3 "
+                    "0 to 27. "
                     "A reported comparison names 0 to 2 for related methods.",
                 ),
                 share("start", 0.0, "Begins at this share of the run's steps."),

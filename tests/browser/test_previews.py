@@ -254,6 +254,36 @@ def test_the_size_that_counts_is_said(page):
     expect(figure(page, "not known")).to_have_count(0)
 
 
+def test_auto_goes_by_the_connected_model(page):
+    loader, scheduler, cfg, sampler = add(page, "KleinKitLoader", "KleinKitScheduler", "KleinKitCFG", "KSampler")
+    choose(page, loader, "diffusion_model", BASE)
+    expect(figure(page, flux2(20))).to_be_visible()
+    connect(page, (loader, 0, scheduler, "model"))
+    expect(figure(page, flux2(20))).not_to_contain_text("not known")
+    [plain] = add(page, "UNETLoader")
+    connect(page, (plain, 0, scheduler, "model"))
+    expect(figure(page, flux2(20))).to_contain_text("not known, assumed: shift flux2")
+    choose(page, scheduler, "shift", "flux3")
+    expect(figure(page, "20 steps, mu 1.936")).not_to_contain_text("not known")
+    # A scheduler is no sampler: what comes behind the node that it looks at counts as well.
+    connect(page, (loader, 0, cfg, "model"), (cfg, 0, scheduler, "model"), (cfg, 0, sampler, "model"))
+    enter(page, sampler, "steps", 8)
+    expect(figure(page, "8 steps: 16 of 16 passes.")).to_be_visible()
+
+
+def test_auto_of_flux3(page):
+    """What the server says of a file of FLUX 3 is tested where it says it."""
+    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
+    says = {"steps": 16, "cfg": 1.0, "distilled": True, "double_layers": 0, "single_layers": 28, "shift": "flux3"}
+    page.route("**/kleinkit/loader", lambda route: route.fulfill(json=says))
+    loader, scheduler = add(page, "KleinKitLoader", "KleinKitScheduler")
+    choose(page, loader, "diffusion_model", DISTILLED)
+    connect(page, (loader, 3, scheduler, "steps"), (loader, 0, scheduler, "model"))
+    expect(figure(page, "16 steps, mu 1.936, start σ 1")).not_to_contain_text("not known")
+    page.unroute("**/kleinkit/loader")
+    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
+
+
 def test_a_fault_of_the_preview_itself_is_called_so(page, errors):
     [node] = add(page, "KleinKitScheduler")
     expect(figure(page, "20 steps")).to_be_visible()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flux3 import stand_in
 from kleinkit.nano.in_comfyui import random_klein
 from sigmas import ksampler_inputs, recorder, scheduler_inputs
 
@@ -167,6 +168,60 @@ def test_every_size_and_step_count_that_comfyui_allows(klein, shift, spacing):
                 sigmas = klein(steps=steps, width=width, height=height, shift=shift, spacing=spacing, **changes)[0]
                 assert len(sigmas) == steps + 1 and sigmas[0] <= 1.0 and sigmas[-1] == 0.0
                 assert (np.diff(sigmas) < 0).all()
+
+
+class TestAuto:
+    """`auto`, which a fresh node begins with, is the shift of the model's family."""
+
+    @pytest.fixture
+    def auto(self, klein):
+        return lambda **changes: klein(shift={"shift": "auto"}, **changes)
+
+    def agree(self, given, wanted):
+        assert torch.equal(given[0], wanted[0]) and given[1] == wanted[1]
+
+    @pytest.mark.parametrize(
+        "changes", [{"steps": 4}, {"steps": 50}, {"width": 1536, "height": 1536}, {"denoise": 0.5}], ids=str
+    )
+    def test_of_flux2_and_without_a_model_it_is_flux2(self, klein, auto, changes):
+        wanted = klein(**changes)
+        self.agree(auto(**changes), wanted)
+        self.agree(auto(**changes, model=random_klein()), wanted)
+
+    @pytest.mark.parametrize("flow_map", [False, True])
+    @pytest.mark.parametrize(
+        "changes", [{"steps": 16}, {"steps": 50}, {"width": 1536, "height": 1536}, {"denoise": 0.5}], ids=str
+    )
+    def test_of_flux3_it_is_flux3(self, klein, auto, changes, flow_map):
+        given = auto(**changes, model=stand_in(flow_map))
+        self.agree(given, klein(**changes, shift={"shift": "flux3"}))
+        assert given[1] == pytest.approx(np.log(6.93))
+
+    def test_another_choice_does_not_ask_the_model(self, klein):
+        self.agree(klein(model=stand_in()), klein())
+
+    def test_another_model(self, auto):
+        model = random_klein()
+        model.model.diffusion_model = torch.nn.Linear(1, 1)
+        with pytest.raises(ValueError) as error:
+            auto(model=model)
+        assert str(error.value) == (
+            "Klein Scheduler: Expected `model` to be a FLUX.2 or a FLUX 3 model, whose shift `auto` knows, but got Flux2: "
+            "choose another `shift`."
+        )
+
+    def test_preview(self, pack, auto, klein):
+        preview = pack("previews.sigmas").preview
+        for choice in ("auto", "flux3"):
+            shown, (sigmas, mu) = preview({"steps": 16, "shift": choice}), klein(steps=16, shift={"shift": choice})
+            assert (shown["sigmas"], shown["mu"]) == (sigmas.tolist(), mu)
+
+
+def test_flux3_needs_no_dynamic_shift(comfy, run_node):
+    for flow_map in (False, True):
+        with pytest.raises(ValueError) as error:
+            run_node("KleinKitDynamicShift", model=stand_in(flow_map), shift={"shift": "flux2"})
+        assert str(error.value) == "Klein Dynamic Shift: FLUX 3 Image Klein has one shift for every size: remove this node."
 
 
 @pytest.mark.parametrize(
