@@ -214,7 +214,7 @@ def test_a_workflow_of_flux3_says_which_comfyui_it_needs(page, server, name):
     outcome = run(page)
     status = api.get(server, f"/history/{outcome['prompt']}")[outcome["prompt"]]["status"]
     variant = "base" if "base" in nodes(graph, "KleinKitLoader")[0]["widgets_values"][0] else "distilled"
-    assert f"FLUX 3 Image Klein 5.6B, {variant}: ComfyUI 0.41.0 or newer loads it" in str(status)
+    assert f"FLUX 3 Image Klein 5.5B, {variant}: ComfyUI 0.41.0 or newer loads it" in str(status)
 
 
 def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
