@@ -65,7 +65,7 @@ def open_editor(browser, server, *, width=1400, height=800, **settings):
     Returns:
         `(page, errors)`: Playwright's page, and a list that every JavaScript error is added to, as text.
     """
-    set_up(server, **SETTINGS, **{name.replace("__", "."): value for name, value in settings.items()})
+    set_up(server, **SETTINGS | {name.replace("__", "."): value for name, value in settings.items()})
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE_SECONDS * 1000)
     # Nothing is asked of the internet: neither news nor fonts.

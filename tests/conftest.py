@@ -38,16 +38,33 @@ tasks.as_package()
 COUNT = "count_"
 
 
+# What takes longest starts first, so that no process waits long for the last one.
+ORDER = ("browser", "server", "comfy", "reference", "unit")
+# Each of these folders stays in one process, because its tests share a server.
+TOGETHER = ("browser", "server")
+
+
+def folder(nodeid):
+    return nodeid.partition("/")[0]
+
+
 class ByFile(LoadFileScheduling):
-    """A file's tests run in one process, and all that need a server in the same one: there is one server."""
+    """A file's tests run in one process, and those of a folder of `TOGETHER`."""
 
     def _split_scope(self, nodeid):
-        return "server" if nodeid.startswith(("server/", "browser/")) else super()._split_scope(nodeid)
+        return folder(nodeid) if folder(nodeid) in TOGETHER else super()._split_scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
+    # Else the scopes with the most tests come first, of which many are quick.
+    config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: ORDER.index(folder(item.nodeid)))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -110,28 +127,35 @@ def pack(comfy):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory, comfyui):
+def family(tmp_path_factory, comfyui):
+    """Make a base directory with the nano family, and with a node of `tiny_text_encoder` that can load it without the pack."""
+    from kleinkit.nano.build import build
+    from templates import PACK
+
+    def family(name):
+        base = tmp_path_factory.mktemp(name)
+        build(base / "models", comfyui)
+        shutil.copytree(PACK, base / "custom_nodes" / PACK.name, ignore=shutil.ignore_patterns("__pycache__"))
+        return base
+
+    return family
+
+
+@pytest.fixture(scope="session")
+def server(family, comfyui):
     """A ComfyUI server with the pack and the nano family; `kleinkit.harness.server` queues prompts on it."""
     from kleinkit.harness.server import running
-    from kleinkit.nano.build import build
 
-    base = tmp_path_factory.mktemp("server")
-    build(base / "models", comfyui)
-    with running(comfyui, base) as server:
+    with running(comfyui, family("server")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def bare_server(tmp_path_factory, comfyui):
-    """A ComfyUI server with the nano family and without the pack; a node of `tiny_text_encoder` can load that family's."""
+def bare_server(family, comfyui):
+    """As `server`, without the pack."""
     from kleinkit.harness.server import running
-    from kleinkit.nano.build import build
-    from templates import PACK
 
-    base = tmp_path_factory.mktemp("bare")
-    build(base / "models", comfyui)
-    shutil.copytree(PACK, base / "custom_nodes" / PACK.name, ignore=shutil.ignore_patterns("__pycache__"))
-    with running(comfyui, base, pack=False) as server:
+    with running(comfyui, family("bare"), pack=False) as server:
         yield server
 
 

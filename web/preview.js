@@ -431,8 +431,8 @@ function preview(node, { path, settingsOf, figure, lines: height }) {
     busy = true
     let failed
     try {
-      // A node that has left its graph, as into a subgraph, has no neighbours to ask.
-      while (node.graph) {
+      // A node that has left its graph, as into a subgraph or for another workflow, has no neighbours to ask.
+      while (node.graph?.getNodeById(node.id) === node) {
         const without = off(node)
         const wanted = without ? { off: OFF[without]() } : settingsOf(node)
         const text = JSON.stringify(wanted)

@@ -11,7 +11,7 @@ RENDERERS = {"classic": False, "nodes2": True}
 expect.set_options(timeout=60_000)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def files(server):
     """A model whose name is HTML, and something under the names that the workflows ask after: of FLUX 3 the header."""
     models = server.base / "models"
@@ -33,14 +33,20 @@ def files(server):
         path.unlink()
 
 
-@pytest.fixture(scope="module")
-def window(server, files):
-    """`(page, errors)` of one editor for all tests."""
+@pytest.fixture(scope="package")
+def browser():
+    """One browser for all tests here, and for no others: beside it, this thread has an event loop that runs."""
     with chromium() as browser:
-        yield open_editor(browser, server)
+        yield browser
 
 
-@pytest.fixture(scope="module", params=RENDERERS)
+@pytest.fixture(scope="package")
+def window(browser, server, files):
+    """`(page, errors)` of one editor for all tests."""
+    return open_editor(browser, server)
+
+
+@pytest.fixture(scope="package", params=RENDERERS)
 def renderer(window, request):
     page, _ = window
     page.evaluate("(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", RENDERERS[request.param])

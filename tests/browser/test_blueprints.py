@@ -1,9 +1,9 @@
 """The pack's subgraph blueprints in the editor: what is typed into one is what runs, also after it was saved or copied."""
 
 import pytest
-from editor import body, choose, enter, in_vue, run
+from editor import body, choose, connect, enter, in_vue, run, shorten
 from kleinkit.harness.editor import add_node, clear
-from kleinkit.harness.workflow import NANO_PIXELS, WORKFLOWS, names, read
+from kleinkit.harness.workflow import NANO_PIXELS, WORKFLOWS
 
 BLUEPRINTS = sorted(path.stem for path in WORKFLOWS.parent.glob("subgraphs/*.json"))
 TITLES = {"prompt": "Prompt", "negative_prompt": "Negative prompt"}
@@ -110,13 +110,10 @@ def dropped(page, request):
     return drop(page, request.param)
 
 
-def test_it_shows_what_is_inside(page, dropped):
+def test_it_shows_what_is_inside_keeps_what_is_typed_and_runs(page, server, renderer, dropped):
     shown = seen(page, dropped)
     assert shown == queued(page, dropped)
     assert "apple" in shown["prompt"] and shown.get("negative_prompt") in (None, "blurry, low quality")
-
-
-def test_it_keeps_what_is_typed(page, server, renderer, dropped):
     typed = write(page, dropped)
     assert seen(page, dropped) == queued(page, dropped) == typed
     # Saved, and seen again behind another tab.
@@ -154,26 +151,6 @@ def test_it_keeps_what_is_typed(page, server, renderer, dropped):
     settle(page)
     copy = page.evaluate("app.graph.nodes[0].id")
     assert seen(page, copy) == queued(page, copy) == typed
-
-
-def test_it_runs(page, dropped):
-    write(page, dropped)
-    page.evaluate(
-        "([node, shown]) => app.graph.getNodeById(node).connect(0, app.graph.getNodeById(shown), 0)",
-        [dropped, add_node(page, "PreviewImage", 500)],
-    )
+    shorten(page, 4)
+    connect(page, (copy, 0, add_node(page, "PreviewImage", 500), "images"))
     assert run(page)["type"] == "execution_success"
-
-
-@pytest.mark.parametrize("name", names())
-def test_a_workflow_can_be_read_as_it_opens(page, name):
-    scale = page.evaluate(
-        """async (graph) => {
-        await app.loadGraphData(graph)
-        await new Promise((resolve) => setTimeout(resolve, 500))
-        return app.canvas.ds.scale
-    }""",
-        read(name),
-    )
-    # Text is 14 high. Below 8 pixels the classic renderer draws none; Nodes 2.0 does, and its older ones stretch the graph.
-    assert 14 * scale >= (6 if in_vue(page) else 8)

@@ -1,5 +1,6 @@
 """What a user does to a node in the editor, in the renderer that is on; and what the pack's figures say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -87,6 +88,20 @@ def values(page, node):
     )
 
 
+def shorten(page, steps):
+    """Have every Klein Scheduler make so many steps, also those in subgraphs, whatever it is connected to."""
+    page.evaluate(
+        """(steps) => {
+        const inside = app.graph.nodes.flatMap((node) => node.subgraph?.nodes ?? [])
+        for (const node of [...app.graph.nodes, ...inside].filter((node) => node.type === "KleinKitScheduler")) {
+            node.disconnectInput(node.findInputSlot("steps"))
+            node.widgets.find((widget) => widget.name === "steps").value = steps
+        }
+    }""",
+        steps,
+    )
+
+
 def run(page):
     """Press the button that queues the graph, and wait for the end: `{"type": …, "prompt": id}`."""
     page.evaluate("""() => {
@@ -106,7 +121,9 @@ def keep(page, name):
 
 def figure(page, text=""):
     """The figures whose text for screen readers has a part."""
-    return page.get_by_role("img", name=text).and_(page.locator(".kleinkit-figure"))
+    # By its role, the browser looks through the whole editor for it each time.
+    label = f"[aria-label*={json.dumps(text, ensure_ascii=False)}]" if text else ""
+    return page.locator(f".kleinkit-figure[role=img]{label}:visible")
 
 
 def flux2(steps, tokens=4096):
@@ -126,11 +143,11 @@ def connect(page, *links):
 
 
 def switch(page, language):
-    """Choose the editor's language, and look at the graph in it."""
+    """Choose another language of the editor, and look at the graph in it."""
+    button = "document.querySelector('[data-testid=queue-button]').innerText"
+    was = page.evaluate(button)
     page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
-    page.wait_for_function(
-        "(en) => (document.querySelector('[data-testid=queue-button]').innerText === 'Run') === en", arg=language == "en"
-    )
+    page.wait_for_function(f"(was) => {button} !== was", arg=was)
     # The editor draws the graph anew by itself, but by then it may not have loaded the language.
     page.evaluate("""async () => {
         await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions")

@@ -109,14 +109,21 @@ def of_type(prompt, kind):
 
 
 def install(prompt, base, comfyui):
-    """Put what a prompt loads into a server's base directory, under the names that it has: the nano family and a picture."""
-    family = build(base / "models", comfyui)
+    """Put what a prompt loads into a server's base directory, under the names that it has: the nano family and a picture.
+
+    Returns:
+        Paths of what was not there.
+    """
+    family, new = build(base / "models", comfyui), []
     for kind, (folder, name) in LOADERS.items():
         for file in {node["inputs"][name] for node in of_type(prompt, kind).values()} - {TAEF2}:
             role = {"text_encoders": "text_encoder", "vae": "vae"}.get(folder, "base" if "base" in file else "distilled")
-            os.link(family[role], family[role].with_name(file))
+            new.append(family[role].with_name(file))
+            os.link(family[role], new[-1])
     for node in of_type(prompt, "LoadImage").values():
         # Scaled to 150×70: as of a photo, no side is a multiple of 16. (ComfyUI's TAEF2 crops to multiples of 8, which
         # here are multiples of 16 too, as it needs them.)
         picture = Image.linear_gradient("L").convert("RGB").resize((591, 276))
-        picture.save(base / "input" / node["inputs"]["image"])
+        new.append(base / "input" / node["inputs"]["image"])
+        picture.save(new[-1])
+    return new

@@ -1,5 +1,6 @@
 """Requests to the pack's routes; and a ComfyUI server for tests that break things, started after a kill of the one before."""
 
+import functools
 import http.client
 import json
 import shutil
@@ -28,6 +29,25 @@ def post(server):
             connection.close()
 
     return send
+
+
+@pytest.fixture(scope="session")
+def of_workflow():
+    """A workflow of the pack as a prompt that is quickly done."""
+    return functools.partial(prompts.of_workflow, steps=2, values="1, 4")
+
+
+@pytest.fixture(scope="session")
+def ran(server, of_workflow):
+    """The outcome of such a prompt, which runs once."""
+
+    @functools.cache
+    def ran(name):
+        outcome = api.queue(server, of_workflow(name))
+        assert outcome.error is None, api.sentences(outcome.error)
+        return outcome
+
+    return ran
 
 
 class Killed(NamedTuple):

@@ -1,17 +1,14 @@
 """More than one ComfyUI: all state is in the prompt, so every server gives the same pixels."""
 
 import numpy as np
-import prompts
 import pytest
 from kleinkit.harness import server as api
 from kleinkit.harness.workflow import names
 from PIL import Image
 
 
-def run(server, prompt):
-    """The pixels of what a prompt saves; not of reports, which show the time."""
-    outcome = api.queue(server, prompt)
-    assert outcome.error is None, api.sentences(outcome.error)
+def pixels(server, prompt, outcome):
+    """The pixels of what a prompt saved; not of reports, which show the time."""
     kept = {
         number: output
         for number, output in outcome.outputs.items()
@@ -23,7 +20,9 @@ def run(server, prompt):
 
 
 @pytest.mark.parametrize("name", names())
-def test_two_servers_give_the_same_pixels(server, lab, name):
-    prompt = prompts.of_workflow(name, steps=2, values="1, 4")
-    for one, other in zip(run(server, prompt), run(lab, prompt), strict=True):
+def test_two_servers_give_the_same_pixels(server, lab, ran, of_workflow, name):
+    prompt = of_workflow(name)
+    outcome = api.queue(lab, prompt)
+    assert outcome.error is None, api.sentences(outcome.error)
+    for one, other in zip(pixels(server, prompt, ran(name)), pixels(lab, prompt, outcome), strict=True):
         assert np.array_equal(one, other)

@@ -1,8 +1,5 @@
 """ComfyUI's own Klein templates: the same latents with the pack installed as without it, and with its nodes put in."""
 
-import os
-import shutil
-
 import pytest
 import torch
 from kleinkit.harness import server as api
@@ -50,28 +47,20 @@ def unequal(latents, others, tolerance=0.0):
 
 
 @pytest.fixture(scope="module")
-def prompt(bare_server, comfyui):
-    """All templates as one prompt; what it loads is in the server's folders."""
+def prompt(server, bare_server, comfyui):
+    """All templates as one prompt; what it loads is meanwhile in the folders of both servers."""
     known, found = api.get(bare_server, "/object_info"), templates(bare_server)
     prompt = {number: node for name, graph in found.items() for number, node in as_prompt(name, graph, known).items()}
-    install(prompt, bare_server.base, comfyui)
-    return prompt
+    new = {file for one in (server, bare_server) for file in install(prompt, one.base, comfyui)}
+    yield prompt
+    for file in new:
+        file.unlink()
 
 
 @pytest.fixture(scope="module")
 def latents(bare_server, prompt):
     """What the templates make on a ComfyUI without the pack."""
     return run(bare_server, prompt)
-
-
-@pytest.fixture(scope="module")
-def with_pack(bare_server, prompt, tmp_path_factory, comfyui):
-    """A ComfyUI with the pack, and else the same as the one without."""
-    base = tmp_path_factory.mktemp("with") / "base"
-    for folder in ("models", "input", "custom_nodes"):
-        shutil.copytree(bare_server.base / folder, base / folder, copy_function=os.link)
-    with api.running(comfyui, base) as server:
-        yield server
 
 
 def with_kleinkit(prompt, *rules, latent=False):
@@ -104,9 +93,9 @@ def with_kleinkit(prompt, *rules, latent=False):
     return swapped
 
 
-def test_latents_are_equal_with_the_pack_installed(prompt, latents, with_pack):
+def test_latents_are_equal_with_the_pack_installed(prompt, latents, server):
     assert len(latents) >= 5
-    assert unequal(latents, run(with_pack, prompt)) == []
+    assert unequal(latents, run(server, prompt)) == []
 
 
 def test_the_templates_feed_sizes_that_photos_have(prompt, bare_server):
@@ -125,11 +114,11 @@ def test_the_templates_feed_sizes_that_photos_have(prompt, bare_server):
     assert any(width % 16 for width in widths)
 
 
-def test_kleinkit_s_loader_and_scheduler_are_worth_comfyui_s(prompt, latents, with_pack):
-    assert unequal(latents, run(with_pack, with_kleinkit(prompt)), 1e-4) == []
+def test_kleinkit_s_loader_and_scheduler_are_worth_comfyui_s(prompt, latents, server):
+    assert unequal(latents, run(server, with_kleinkit(prompt)), 1e-4) == []
 
 
-def test_guidance_runs_in_every_template(prompt, latents, with_pack):
-    guided = run(with_pack, with_kleinkit(prompt, SKIP, RENORM, latent=True))
+def test_guidance_runs_in_every_template(prompt, latents, server):
+    guided = run(server, with_kleinkit(prompt, SKIP, RENORM, latent=True))
     assert all(torch.isfinite(latent).all() for latent in guided.values())
     assert unequal(latents, guided, 1e-3) == [*latents]

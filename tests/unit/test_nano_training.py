@@ -10,13 +10,13 @@ from kleinkit.nano.prompts import FIXED, LENGTH, Table
 
 OPTIONS = {
     "stage": 1,
-    "steps": 6,
-    "until": 6,
+    "steps": 2,
+    "until": 2,
     "batch": 2,
     "pads": 2,
     "rate": 1e-3,
     "report": 100,
-    "clean": 3,
+    "clean": 1,
     "misnamed": 0.3,
     "mismatched": 0.3,
 }
@@ -55,7 +55,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
         (tmp_path / name).mkdir()
     whole = trained(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "stopped", stop_at=3)
+        trained(tmp_path / "stopped", stop_at=1)
     stopped = trained(tmp_path / "stopped")
     start = train.new_model()
     train.start(start)

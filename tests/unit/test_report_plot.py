@@ -150,13 +150,13 @@ def test_the_picture_is_the_figure_and_no_text_is_cut_or_covered(runs):
 
 def test_a_changed_number_changes_the_pixels_of_its_panel_alone():
     """A measure that stays within its panel's range moves a line in that panel, and nothing else."""
-    before = [1.0, 2.0, 1.2, 2.0]
-    for number, (_, _, name, _) in enumerate(PANELS[:5]):
-        runs = [record(**{name: column}) for column in (before, [1.0, 2.0, 1.8, 2.0])]
-        changed = (plot(runs[:1]) != plot(runs[1:])).any(-1)
-        figure = draw(runs[:1])
-        FigureCanvasAgg(figure).draw()
-        box = figure.axes[number].get_window_extent()
+    names = [name for _, _, name, _ in PANELS[:5]]
+    before = dict.fromkeys(names, [1.0, 2.0, 1.2, 2.0])
+    pixels, figure = plot([record(**before)]), draw([record(**before)])
+    FigureCanvasAgg(figure).draw()
+    for name, axes in zip(names, figure.axes):
+        changed = (pixels != plot([record(**before | {name: [1.0, 2.0, 1.8, 2.0]})])).any(-1)
+        box = axes.get_window_extent()
         rows, columns = changed.nonzero()
         assert len(rows) > 100
         assert box.x0 <= columns.min() and columns.max() <= box.x1
