@@ -1,21 +1,17 @@
 """Fixtures of files that run every rule on the smallest Kleins; a file's own of the same name come first."""
 
 import pytest
-from sampling import conditioning, embeddings, latent_noise
+from sampling import conditioning, embeddings, latent_noise, small_klein
 
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    from kleinkit.nano.in_comfyui import random_klein
-
-    return random_klein(double_blocks=1, single_blocks=1)
+    return small_klein(double_blocks=1, single_blocks=1)
 
 
 @pytest.fixture(scope="module")
 def base(comfy):
-    from kleinkit.nano.in_comfyui import random_klein
-
-    return random_klein(seed=5, double_blocks=1, single_blocks=1)
+    return small_klein(seed=5, double_blocks=1, single_blocks=1)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
 REFERENCE = {"reference_latents": [latent_noise(32, 32, seed=3)]}
@@ -32,7 +31,7 @@ NODES = {
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    return random_klein()
+    return small_klein(double_blocks=1, single_blocks=2)
 
 
 def run(model, noise):
@@ -59,8 +58,8 @@ def cosines(klein, run_node, noise):
 def test_adaptive_decides_for_each_picture(klein, run_node, caplog, unguided):
     caplog.set_level("INFO")
     seen = [cosines(klein, run_node, NOISE[k : k + 1]) for k in range(len(NOISE))]
-    # Some pictures come to it earlier than others.
-    threshold = sum(sorted(max(values[:2]) for values in seen)[:2]) / 2
+    # One picture does not come to it while that could still change it.
+    threshold = sum(sorted(max(values[:-1]) for values in seen)[:2]) / 2
     nodes = (
         ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided=unguided)),
         ("KleinKitAdaptiveGuidance", {"threshold": threshold}),

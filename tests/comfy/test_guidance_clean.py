@@ -1,5 +1,6 @@
 """Runs leave nothing behind."""
 
+import functools
 import gc
 
 import pytest
@@ -61,8 +62,9 @@ def test_the_model_before_the_nodes_is_untouched(klein, run_node, prompts):
 
 
 class TestDistilledGuard:
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def load(self, run_node, models):
+        @functools.cache
         def load(distilled_cfg):
             return run_node(
                 "KleinKitLoader",

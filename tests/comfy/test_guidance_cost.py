@@ -4,8 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,7 +14,7 @@ STEP = torch.tensor([0.9, 0.4])
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    return random_klein(double_blocks=5, single_blocks=20)
+    return small_klein(double_blocks=5, single_blocks=20)
 
 
 @contextmanager

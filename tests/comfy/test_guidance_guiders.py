@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
 from releases import is_older
-from sampling import conditioning, embeddings, latent_noise, with_nodes
+from sampling import conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
 STEPS = len(SIGMAS) - 1
+SHAPE = dict(double_blocks=1, single_blocks=2)
 POSITIVE, SECOND, NEGATIVE = (conditioning(embeddings(192, seed)) for seed in (1, 3, 2))
 CONSTANT = ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional"))
 FIRST_HALF = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
@@ -26,13 +26,13 @@ COMFYUI_SKIP = (
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    return random_klein()
+    return small_klein(**SHAPE)
 
 
 @pytest.fixture(scope="module")
 def other(comfy):
     """Another model of the same shape."""
-    return random_klein(seed=5)
+    return small_klein(seed=5, **SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_base_uncond_runs_the_negative_alone_on_the_base(klein, other, run_node,
 def test_base_uncond_beside_a_guider_of_two_models(klein, other, run_node, guiders, caplog):
     if is_older("0.24.1", "DualModelGuider" in guiders):
         return
-    model = with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": random_klein(seed=9)}))
+    model = with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": small_klein(seed=9, **SHAPE)}))
     both, _ = run(guiders["DualModelGuider"](model, 4.0))
     assert torch.equal(both, run(guiders["DualModelGuider"](klein, 4.0))[0])
     [sentence] = warnings(caplog)

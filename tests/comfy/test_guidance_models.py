@@ -4,8 +4,7 @@ import re
 
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
-from sampling import comfy_run, conditioning, with_nodes
+from sampling import comfy_run, conditioning, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 SKIP = dict(scale=2.0, double_layers="1", single_layers="", start=0.0, end=1.0, mode="block", rescale=0.0)
@@ -150,19 +149,19 @@ def test_skip_layer_needs_blocks(comfy, run_node):
 
 class TestBaseUncond:
     def test_another_architecture_is_refused(self, comfy, run_node):
-        klein = random_klein()
-        for base in (random_klein(single_blocks=3), tiny("Flux")):
+        klein = small_klein()
+        for base in (small_klein(single_blocks=3), tiny("Flux")):
             with pytest.raises(ValueError, match="^Klein Base Uncond: Expected `base_model` to be of the same architecture"):
                 with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": base}))
 
     def test_the_same_weights_are_refused(self, comfy, run_node):
-        klein = random_klein()
+        klein = small_klein()
         with pytest.raises(ValueError, match="^Klein Base Uncond: .*second loader"):
             with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": klein.clone()}))
 
 
 def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):
-    model = with_nodes(run_node, random_klein(), ("KleinKitImageCFG", {"image_scale": 2.0}))
+    model = with_nodes(run_node, small_klein(), ("KleinKitImageCFG", {"image_scale": 2.0}))
     noise = torch.randn(1, 128, 2, 2)
     prompt = conditioning(torch.randn(1, 16, 192))
     with pytest.raises(ValueError, match="^Klein Image CFG: The negative prompt has no reference latent"):

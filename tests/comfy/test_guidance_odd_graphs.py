@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
 STEPS = len(SIGMAS) - 1
@@ -109,9 +109,7 @@ def test_prompts(klein, run_node, run, name):
 @pytest.fixture(scope="module")
 def twin(comfy):
     """The same weights in another object."""
-    from kleinkit.nano.in_comfyui import random_klein
-
-    return random_klein(double_blocks=1, single_blocks=1)
+    return small_klein(double_blocks=1, single_blocks=1)
 
 
 @pytest.mark.parametrize("name", PROMPTS)

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 STEPS = 6
 # Klein's shifted sigmas lie close together at the start.
@@ -32,7 +31,7 @@ HALF = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    return random_klein(double_blocks=1, single_blocks=1)
+    return small_klein(double_blocks=1, single_blocks=1)
 
 
 def calls_of(model, sampler, sigmas):

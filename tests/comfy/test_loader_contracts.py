@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
 from files import write
-from kleinkit.harness import server as api
 from loader import link_models, load, use_models
 from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, diffusers_transformer, embeddings, latent_noise
@@ -172,38 +171,3 @@ def test_all_in_one(installed, run, loaded, tmp_path, monkeypatch):
     tokens = clip.tokenize("a red circle")
     assert torch.equal(again[1].encode_from_tokens(tokens), clip.encode_from_tokens(tokens))
     assert same_weights(again[2].first_stage_model, vae.first_stage_model)
-
-
-def test_changed_file_is_loaded_anew_and_no_other(server, models):
-    """Over the queue of a server, which keeps the outputs of nodes whose inputs and files have not changed."""
-    file = server.base / "models/diffusion_models/changing-klein.safetensors"
-    weights = load_file(models["base"])
-    prompt = {
-        "1": {
-            "class_type": "KleinKitLoader",
-            "inputs": {
-                "diffusion_model": file.name,
-                "text_encoder": "auto",
-                "vae": "auto",
-                "variant": "auto",
-                "weight_dtype": "default",
-                "distilled_cfg": "ignore",
-                "trim_text_encoder": True,
-            },
-        },
-        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 3]}},
-    }
-
-    def ran():
-        nodes = []
-        outcome = api.queue(server, prompt, lambda kind, data: nodes.append(data["node"]) if kind == "executing" else 0)
-        assert outcome.error is None
-        return "1" in nodes
-
-    write(file, weights, metadata={"is_distilled": "true"})
-    assert ran()
-    assert not ran()
-    write(file, weights, metadata={"is_distilled": "false"})
-    assert ran()
-    assert not ran()
-    file.unlink()

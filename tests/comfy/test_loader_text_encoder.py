@@ -1,5 +1,6 @@
 """The trimmed text encoder against ComfyUI's CLIPLoader on the same file: equal embeddings, a quarter fewer layers."""
 
+import functools
 import re
 
 import pytest
@@ -15,7 +16,7 @@ PROMPTS = {
     "emoji": "🦊 in the 雪, ñandú — ½ € \u200b\u202e",
     "weights": "(a red circle:1.5), ((blue)) [square] \\(plain\\) (unclosed",
     "chat marks": "<|im_end|>\n<|im_start|>user\n{} {0} <think>",
-    "long": "an old fisherman mends his net " * 110,
+    "long": "an old fisherman mends his net " * 80,
 }
 EMBEDDINGS = "model.embed_tokens.weight"
 UNUSED = re.compile(r"model\.layers\.(2[7-9]|3\d)\.|model\.norm\.|lm_head")
@@ -25,6 +26,7 @@ VOCABULARY = 500
 TOKENS = [[(number * 37 % VOCABULARY, 1.0) for number in range(40)]]
 
 
+@functools.cache
 def weights(hidden=2560, layers=36, vocabulary=VOCABULARY):
     """Random weights of a Qwen3, float16; without its embeddings when the vocabulary is None."""
     random = torch.Generator().manual_seed(0)
@@ -93,9 +95,27 @@ def loader(comfy):
     return loader
 
 
+def read_and_loaded(file, loader, **inputs):
+    """`(the names of the tensors that were read, what KleinKitLoader outputs)`."""
+    with pytest.MonkeyPatch.context() as patch:
+        reads = record_reads(patch)
+        outputs = loader(file, **inputs)
+    return reads[file.name], outputs
+
+
 @pytest.fixture(scope="module")
-def ours(file, loader):
-    return loader(file)[1]
+def trimmed(file, loader):
+    return read_and_loaded(file, loader)
+
+
+@pytest.fixture(scope="module")
+def untrimmed(file, loader):
+    return read_and_loaded(file, loader, trim_text_encoder=False)
+
+
+@pytest.fixture(scope="module")
+def ours(trimmed):
+    return trimmed[1][1]
 
 
 def embed(clip, tokens):
@@ -119,11 +139,10 @@ def test_long_prompts_are_not_cut(ours):
     assert len(ours.tokenize(PROMPTS["long"])["qwen3_4b"][0]) > 512
 
 
-def test_unused_layers_are_neither_read_nor_kept(file, loader, monkeypatch):
-    reads = record_reads(monkeypatch)
-    clip = loader(file)[1]
-    assert len(reads[file.name]) == 27 * 11 + 1
-    assert not list(filter(UNUSED.search, reads[file.name]))
+def test_unused_layers_are_neither_read_nor_kept(trimmed):
+    reads, (_, clip, *_) = trimmed
+    assert len(reads) == 27 * 11 + 1
+    assert not list(filter(UNUSED.search, reads))
     assert not list(filter(UNUSED.search, clip.cond_stage_model.state_dict()))
 
 
@@ -143,10 +162,9 @@ def test_unused_layers_do_not_run(ours, theirs):
     assert (layers(ours), layers(theirs)) == (27, 36)
 
 
-def test_untrimmed_keeps_all(file, loader, monkeypatch):
-    reads = record_reads(monkeypatch)
-    clip = loader(file, trim_text_encoder=False)[1]
-    assert len(reads[file.name]) == 36 * 11 + 2
+def test_untrimmed_keeps_all(untrimmed):
+    reads, (_, clip, *_) = untrimmed
+    assert len(reads) == 36 * 11 + 2
     assert any(".layers.35." in key for key in clip.cond_stage_model.state_dict())
 
 
@@ -198,10 +216,16 @@ def test_bit_equal_in_comfyuis_quantisations(installed, loader):
         check_bit_equal(installed / f"{form}.safetensors", loader, quantised(weights(layers=28), form))
 
 
+@pytest.fixture(scope="module")
+def plain_embedding(installed):
+    """What CLIPLoader's text encoder makes of the tokens."""
+    plain = write(installed / "plain.safetensors", weights(layers=28))
+    return embed(reference(plain, num_hidden_layers=28, vocab_size=VOCABULARY), {"qwen3_4b": TOKENS})
+
+
 @pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
-def test_language_part_of_qwen3_vl(installed, loader, prefix):
-    tensors, tokens = weights(layers=28), {"qwen3_4b": TOKENS}
-    plain = write(installed / "plain.safetensors", tensors)
+def test_language_part_of_qwen3_vl(installed, loader, plain_embedding, prefix):
+    tensors = weights(layers=28)
     visual = {
         "model.visual.deepstack_merger_list.0.norm.weight": torch.ones(64, dtype=torch.float16),
         "model.visual.merger.linear_fc2.weight": torch.ones(2560, 64, dtype=torch.float16),
@@ -209,8 +233,7 @@ def test_language_part_of_qwen3_vl(installed, loader, prefix):
     renamed = {key.replace("model.", prefix, 1): tensor for key, tensor in tensors.items()}
     _, clip, *_, info = loader(write(installed / "vl.safetensors", renamed | visual))
     assert "Qwen3-VL of width 2560" in info
-    theirs = reference(plain, num_hidden_layers=28, vocab_size=VOCABULARY)
-    assert torch.equal(embed(clip, tokens), embed(theirs, tokens))
+    assert torch.equal(embed(clip, {"qwen3_4b": TOKENS}), plain_embedding)
 
 
 def test_last_layer_has_no_effect_as_in_comfyui(ours, theirs, run_node):
@@ -251,11 +274,11 @@ def test_generating_text_needs_all_layers(ours, run_node):
 
 
 @pytest.mark.parametrize("node", ["CLIPSave", "CheckpointSave"])
-def test_saving_needs_all_layers(file, loader, ours, run_node, tmp_path, monkeypatch, node):
+def test_saving_needs_all_layers(untrimmed, ours, run_node, tmp_path, monkeypatch, node):
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    model, whole, vae, *_ = loader(file, trim_text_encoder=False)
+    _, (model, whole, vae, *_) = untrimmed
     rest = dict(model=model, vae=vae) if node == "CheckpointSave" else {}
     # A LoRA or CLIPSetLastLayer between the two makes a clone.
     for clip in (ours, ours.clone()):
@@ -266,8 +289,8 @@ def test_saving_needs_all_layers(file, loader, ours, run_node, tmp_path, monkeyp
     assert any(".layers.35." in key for key in read_header(next(tmp_path.glob("whole*"))).tensors)
 
 
-def test_untrimmed_generates_as_clip_loaders_does(file, loader, theirs, run_node):
-    whole = loader(file, trim_text_encoder=False)[1]
+def test_untrimmed_generates_as_clip_loaders_does(untrimmed, theirs, run_node):
+    _, (_, whole, *_) = untrimmed
     texts = [
         run_node("TextGenerate", clip=clip, prompt=PROMPTS["short"], max_length=3, sampling_mode={"sampling_mode": "off"})
         for clip in (whole, theirs)

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.0])
 LATE = ("KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.5}, unguided="conditional"))
@@ -27,7 +26,7 @@ BLOCKS = 1 + 2
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    return random_klein(double_blocks=1, single_blocks=2)
+    return small_klein(double_blocks=1, single_blocks=2)
 
 
 @pytest.fixture
@@ -174,7 +173,7 @@ def test_heun_has_a_record_for_each_of_its_calls(probed):
 
 
 def test_the_negative_of_another_model_is_counted(probed):
-    base = random_klein(seed=5, double_blocks=1, single_blocks=2)
+    base = small_klein(seed=5, double_blocks=1, single_blocks=2)
     model, probe = probed(after=(("KleinKitBaseUncond", {"base_model": base}),))
     run(model)
     assert column(probe, "passes") == [2] * 4 and column(probe, "blocks") == [2 * BLOCKS] * 4

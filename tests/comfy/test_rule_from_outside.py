@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from kleinkit.nano.in_comfyui import random_klein
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.0])
 POSITIVE, NEGATIVE = conditioning(embeddings(192, 1)), conditioning(embeddings(192, 2))
@@ -18,7 +17,7 @@ BLOCK = ("single_block", 2)
 
 @pytest.fixture(scope="module")
 def klein(comfy):
-    return random_klein()
+    return small_klein()
 
 
 @pytest.fixture
