@@ -71,7 +71,7 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool, disabl
         settings = {f"{family.encoder_config}_model_config": cut(family)}
         clip = _from_weights(checkpoint, family, trim=True, disable_dynamic=disable_dynamic, model_options=settings)
         built = language_model(clip)
-        if built is not None and (len(built.layers), built.norm) == (family.layers_read, None):
+        if built is not None and len(built.layers) == family.layers_read and getattr(built, "norm", "unknown") is None:
             refuse_what_needs_all_layers(clip)
         else:
             logging.info("Klein Loader: this ComfyUI builds all layers of %s, so it is loaded whole.", checkpoint.name)
