@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, longer, small_klein, with_nodes
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -124,10 +124,14 @@ def test_skip_pass_begins_at_its_first_layer(klein, run_node, mode):
 @pytest.mark.parametrize("batch", (1, 3))
 @pytest.mark.parametrize("apart", (False, True), ids=("one call", "two calls"))
 def test_the_saving_holds_for_batches_and_for_conds_in_two_calls(klein, run_node, batch, apart):
-    # Prompts of different lengths cannot share a call.
-    negative = conditioning(embeddings(192, 2)[:, : 256 if apart else None])
+    negative, calls = conditioning(longer(embeddings(192, 2)) if apart else embeddings(192, 2)), []
     model = with_nodes(run_node, klein, SKIP_SINGLE_9)
-    assert sum(rows_of(model, 4.0, batch=batch, negative=negative).values()) == 60 * batch
+    hook = klein.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        assert sum(rows_of(model, 4.0, batch=batch, negative=negative).values()) == 60 * batch
+    finally:
+        hook.remove()
+    assert len(calls) == 2 + apart
 
 
 def test_adaptive_ends_guidance_once_the_passes_agree(klein, run_node):

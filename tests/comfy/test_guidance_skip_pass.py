@@ -4,7 +4,7 @@ import pytest
 import torch
 from releases import is_older
 from safetensors.torch import save_file
-from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
+from sampling import comfy_run, conditioning, embeddings, latent_noise, longer, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 PLACES = (("", "2"), ("1", "0, 3"), ("0", ""), ("", "0"))
@@ -77,8 +77,8 @@ def test_every_place_of_the_first_layer(klein, run_node, layers, cfg):
 
 def test_batch_with_prompts_in_two_calls(klein, run_node):
     # ComfyUI's node rescales by the deviation of the whole batch, ours by each picture's.
-    shorter = conditioning(embeddings(192, 1)[:, :100])
-    whole, tail = compare(run_node, klein, shorter, noise=latent_noise(64, 96, batch=3), rescale=0.0)
+    positive = conditioning(longer(embeddings(192, 1)))
+    whole, tail = compare(run_node, klein, positive, noise=latent_noise(64, 96, batch=3), rescale=0.0)
     assert (whole, tail) == (3 * 3 * 3, 2 * 3 * 3)
 
 
