@@ -9,7 +9,7 @@ import comfy_extras.nodes_cfg
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
-from ..checkpoint.families import FLUX3_KLEIN
+from ..checkpoint.families import FLUX2_KLEIN, FLUX3_KLEIN
 from ..guidance.image import IMAGE, has_references
 from ..guidance.plan import plan
 from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
@@ -45,7 +45,7 @@ def is_zero_star(hook: Callable) -> bool:
 
 def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
     """What is known before a run begins."""
-    title = {rule.order: rule.title for rule in rules}
+    title, family = {rule.order: rule.title for rule in rules}, family_of_model(guider.model_patcher.model)
     if rules and not is_flow(guider.model_patcher):
         yield (
             "A node behind KleinKit's, such as ModelSamplingDiscrete, makes the model sample in a way that FLUX.2 was not "
@@ -55,9 +55,14 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
         others = [rule for rule in rules if rule.order != DISTILLED]
         asked = max((step.cfg for step in plan(others, sigmas, scale_of(guider))), default=0.0)
         if asked > 1.0:
+            offer = (
+                " For a negative prompt at cfg 1 there is Klein NAG."
+                if family is FLUX2_KLEIN and ATTENTION not in title
+                else ""
+            )
             yield (
                 f"cfg {asked:g} counts as 1 on this distilled model. Set cfg to 1, or `distilled_cfg` of Klein Loader to "
-                "`allow`."
+                f"`allow`.{offer}"
             )
     theirs = model_options.get("sampler_cfg_function")
     if theirs is not None and title.keys() & {COMBINE, NEGATIVE}:
@@ -80,8 +85,7 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             f"{title[BASE]} takes the negative out of the batch, so a node that mixes positive and negative in the model's "
             "attention, such as ComfyUI's Normalized Attention Guidance, does nothing. Remove one of the two."
         )
-
-    if family_of_model(guider.model_patcher.model) is FLUX3_KLEIN:
+    if family is FLUX3_KLEIN:
         ran = {name for step in plan(rules, sigmas, scale_of(guider)) for name in step.passes}
         having = [prompt for prompt in PROMPTS.values() if has_references(guider.conds.get(prompt) or ())]
         # Klein Image CFG says itself what it needs.

@@ -85,6 +85,7 @@ class TestDistilledGuard:
         results = [run(model, prompts, cfg) for cfg in (8.0, 8.0, 1.0)]
         assert torch.equal(results[0], results[2]) and torch.equal(results[0], results[1])
         assert caplog.text.count("cfg 8 counts as 1 on this distilled model") == 2
+        assert caplog.text.count("For a negative prompt at cfg 1 there is Klein NAG.") == 2
         assert caplog.text.count("KleinKit: 4 steps, 4 passes (cond 4)") == 3
 
     def test_a_curve_above_1_is_warned_of_too(self, load, prompts, run_node, caplog):

@@ -70,9 +70,11 @@ def test_the_log_says_one_pass_a_step(nag, caplog):
     assert not warnings(caplog)
 
 
-def test_behind_the_guard_of_a_distilled_model(pack, klein, nag):
+def test_behind_the_guard_of_a_distilled_model(pack, klein, nag, caplog):
     guarded = pack("engine.sampling").with_rule(nag, pack("guidance.distilled").Distilled())
     assert torch.equal(run(guarded, cfg=5.0), run(nag))
+    [sentence] = warnings(caplog)
+    assert sentence.startswith("KleinKit: cfg 5 counts as 1") and "NAG" not in sentence
 
 
 def test_the_negative_pass_of_cfg_stays_as_it_is(klein, nag):
