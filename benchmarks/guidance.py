@@ -16,14 +16,14 @@ ROUNDS = 11
 SINGLE_9 = dict(double_layers="", single_layers="9", scale=3.0)
 
 
-def runner(model, cfg, steps):
-    """A call that samples Euler steps with the model."""
+def runner(model, cfg, steps, side=LATENT_SIDE):
+    """A call that samples Euler steps with the model, of `side` times `side` tokens."""
     samplers = importlib.import_module("comfy.samplers")
     generator = torch.Generator().manual_seed(0)
     positive, negative = (
         [[torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator) * 0.1, {"pooled_output": None}]] for _ in range(2)
     )
-    noise = torch.randn(1, 128, LATENT_SIDE, LATENT_SIDE, generator=generator)
+    noise = torch.randn(1, 128, side, side, generator=generator)
     sigmas = torch.linspace(1, 0, steps + 1)
 
     def run():
