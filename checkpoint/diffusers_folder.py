@@ -60,10 +60,10 @@ def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VAL
     return Folder(parts, says)
 
 
-def _transformer(folder: Path) -> object:
-    """diffusers' class of the transformer in a folder; None where it does not say."""
+def _transformer(folder: Path) -> str:
+    """diffusers' class of the transformer in a folder; "" where it does not say."""
     config = folder / "transformer/config.json"
-    return _json(config).get("_class_name") if config.exists() else None
+    return str(_json(config).get("_class_name", "")) if config.exists() else ""
 
 
 def _json(path: Path) -> dict:

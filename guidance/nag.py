@@ -27,7 +27,8 @@ def nag(positive: torch.Tensor, negative: torch.Tensor, scale: float, tau: float
     Returns:
         [B, tokens, channels] in `positive`'s dtype.
     """
-    guided = positive * scale - negative * (scale - 1.0)
+    # In this order nothing is rounded where both say the same, in any dtype.
+    guided = torch.add(positive, positive - negative, alpha=scale - 1.0)
     norm, of_guided = (
         torch.linalg.vector_norm(z, ord=1, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(SMALLEST_NORM)
         for z in (positive, guided)

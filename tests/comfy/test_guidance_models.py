@@ -166,3 +166,22 @@ def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):
     prompt = conditioning(torch.randn(1, 16, 192))
     with pytest.raises(ValueError, match="^Klein Image CFG: The negative prompt has no reference latent"):
         comfy_run(model, SIGMAS, noise, prompt, prompt, 4.0)
+
+
+def test_a_model_that_shows_no_parameters(comfy, run_node):
+    """TensorRT's engine stands where ComfyUI has its transformer, and is no module of torch."""
+
+    class Engine:
+        def __init__(self, transformer):
+            self.transformer, self.dtype = transformer, transformer.dtype
+
+        def __call__(self, *args, **kwargs):
+            return self.transformer(*args, **kwargs)
+
+    flux = tiny("Flux")
+    model = with_nodes(run_node, flux, ("KleinKitRenorm", dict(mode="token", strength=0.7, shrink_only=False)))
+    expected = run(model)
+    flux.model.diffusion_model, engine = None, Engine(flux.model.diffusion_model)
+    del flux.model.diffusion_model
+    flux.model.diffusion_model = engine
+    assert torch.equal(run(model), expected)

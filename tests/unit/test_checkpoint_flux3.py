@@ -333,3 +333,10 @@ class TestFolder:
         (folder / "modular_model_index.json").write_text('{"_class_name": "WanModularPipeline"}')
         with pytest.raises(CheckpointError, match="for 'WanModularPipeline', not for"):
             inspect_folder(folder)
+
+    @pytest.mark.parametrize("name", [[], {}, None, 3])
+    def test_a_class_that_is_no_name(self, folder, name):
+        (folder / "model_index.json").write_text('{"_class_name": "SomebodysPipeline"}')
+        (folder / "transformer/config.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(CheckpointError, match="for 'SomebodysPipeline', not for"):
+            inspect_folder(folder)

@@ -11,6 +11,7 @@ from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.image import ImageCFG, image_cfg
+from kleinkit.guidance.nag import nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
 from kleinkit.guidance.rule import ScaledVelocities
@@ -193,3 +194,10 @@ def test_rules_that_exclude_each_other_are_refused_with_both_names(pair):
 @pytest.mark.parametrize("cfg, effective", ((0.5, 0.5), (1.0, 1.0), (8.0, 1.0)))
 def test_a_distilled_model_has_no_cfg_above_1(cfg, effective):
     assert plan_step((Distilled(),), 0, 4, 1.0, cfg).cfg == effective
+
+
+@pytest.mark.parametrize("scale", [5.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nag_between_two_equal_texts_changes_no_bit(dtype, scale):
+    z = torch.randn(2, 16, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert torch.equal(nag(z, z.clone(), scale, 2.5, 0.25), z)
