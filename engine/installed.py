@@ -222,6 +222,18 @@ def partners(bundled: dict[str, Checkpoint], text_encoder: str, vae: str, trim: 
     return chosen[0], chosen[1]
 
 
+def resolve(
+    diffusion_model: str, text_encoder: str, vae: str, trim: bool
+) -> tuple[Checkpoint, Checkpoint, Checkpoint, bool | None]:
+    """What the inputs of Klein Loader mean: the Klein, its text encoder and its VAE, and what its folder says of the variant.
+
+    Raises:
+        CheckpointError: as of `klein_listed` and `partners`.
+    """
+    bundled, says = klein_listed(diffusion_model)
+    return bundled[MODEL], *partners(bundled, text_encoder, vae, trim), says
+
+
 def fingerprint(diffusion_model: str | None, text_encoder: str | None, vae: str | None, trim: bool | None) -> str:
     """What changes when Klein Loader has to load anew: the size and the time of each of its files.
 
@@ -234,9 +246,8 @@ def fingerprint(diffusion_model: str | None, text_encoder: str | None, vae: str 
         wanted = [(role, each) for role, name in names.items() for each in (listed(role) if name in (None, AUTO) else [name])]
         return str([_state_of_listed(role, name) for role, name in wanted])
     try:
-        bundled, _ = klein_listed(diffusion_model)
-        chosen = partners(bundled, text_encoder, vae, trim is not False)
-        files = [*files_of(MODEL, diffusion_model), *(file for each in (bundled[MODEL], *chosen) for file in each.files)]
+        *checkpoints, _ = resolve(diffusion_model, text_encoder, vae, trim is not False)
+        files = [*files_of(MODEL, diffusion_model), *(file for checkpoint in checkpoints for file in checkpoint.files)]
         return str([file_state(file) for file in files])
     except (CheckpointError, OSError) as error:
         return str(error)

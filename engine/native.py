@@ -1,5 +1,6 @@
 """A Klein that only newer releases of ComfyUI know, loaded by ComfyUI's own nodes. Which release, its family says."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool, disabl
         settings = {f"{family.encoder_config}_model_config": cut(family)}
         clip = _from_weights(checkpoint, family, trim=True, disable_dynamic=disable_dynamic, model_options=settings)
         built = language_model(clip)
-        if built is not None and (len(built.layers), built.norm) == (family.layers_read, None):
+        if built is not None and len(built.layers) == family.layers_read and getattr(built, "norm", "unknown") is None:
             refuse_what_needs_all_layers(clip)
         else:
+            logging.info("Klein Loader: this ComfyUI builds all layers of %s, so it is loaded whole.", checkpoint.name)
             clip = None
     if clip is None and _is_listed(checkpoint) and not disable_dynamic:
         clip = call("CLIPLoader", clip_name=checkpoint.name, type=family.clip_type)

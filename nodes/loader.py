@@ -161,8 +161,9 @@ class KleinKitLoader(io.ComfyNode):
         logging.info("Klein Loader: %s", info)
         model_options = dict(WEIGHT_DTYPES[weight_dtype])
         if found.family.comfyui:
-            model = native.load_model(klein, weight_dtype, model_options)
+            # ComfyUI may take the text encoder for another: then nothing else has been loaded.
             clip = native.load_text_encoder(encoder, found.family, trim_text_encoder)
+            model = native.load_model(klein, weight_dtype, model_options)
         else:
             model = loading.load_model(klein, model_options)
             clip = loading.load_text_encoder(encoder, trim_text_encoder)

@@ -221,18 +221,15 @@ def test_32_layers_give_the_hidden_states_of_36(native, run_node, monkeypatch):
 
 
 def test_trimmed_it_refuses_what_needs_all_layers(native):
-    for clip in (native(), native().clone()):
+    ours = native()
+    for clip in (ours, ours.clone()):
         with pytest.raises(ValueError, match=r"a trimmed text encoder cannot generate text, .* turn `trim_text_encoder` off"):
             clip.generate({"qwen3vl_4b": [[(1, 1.0)]]})
         with pytest.raises(ValueError, match=r"a trimmed text encoder cannot be saved"):
             clip.get_sd()
-
-
-def test_it_can_be_loaded_anew(native):
-    clip = native()
-    make, arguments = clip.patcher.cached_patcher_init
-    again = make(*arguments)
-    assert len(again.model.qwen3vl_4b.transformer.model.layers) == 32
+    # ComfyUI loads it anew, for example for another device.
+    make, arguments = ours.patcher.cached_patcher_init
+    assert len(make(*arguments).model.qwen3vl_4b.transformer.model.layers) == 32
 
 
 @pytest.mark.parametrize("changes", [dict(trim=False), dict(encoder_config="another_name")])
