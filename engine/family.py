@@ -39,4 +39,4 @@ def is_flow_map(model: BaseModel) -> bool:
 
 def _names(model: BaseModel) -> list[str]:
     """The names of a model's parameters, a dot before each part."""
-    return [f".{name}" for name, _ in model.diffusion_model.named_parameters()]
+    return [f".{name}" for name, _ in model.named_parameters()]
