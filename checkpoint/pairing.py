@@ -88,7 +88,8 @@ def fits(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = 
     """Whether a Klein can use a file as its text encoder or VAE: it `matches`, and has the layers that Klein reads.
 
     Args:
-        named: the user chose the file; then it may also be one that `may_be_cut`.
+        named: the user chose the file. Then it may also be a text encoder that the family tolerates, or one that
+            `may_be_cut`.
     Raises:
         CheckpointError: it would fit, but lacks tensors.
     """
@@ -96,8 +97,10 @@ def fits(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = 
     if not (cut or matches(model, role, checkpoint)):
         return False
     if role == TEXT_ENCODER:
-        family = family_of(model)
-        if checkpoint.parts[role].layers[0] < family.layers_read:
+        family, part = family_of(model), checkpoint.parts[role]
+        if part.architecture != family.encoders[0] and not named:
+            return False
+        if part.layers[0] < family.layers_read:
             return False
         check_layers(checkpoint, trim=True, family=family)
     return True

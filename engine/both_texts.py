@@ -38,18 +38,22 @@ def check_model(model: BaseModel) -> None:
         raise expected("model", "a FLUX.2 [klein], or another model that ComfyUI builds as FLUX", type(model).__name__)
 
 
-def negative_text(conds: list[dict], sigma: float) -> torch.Tensor | None:
-    """The negative's text at a sigma, [B, tokens, width]; None where it is not one conditioning for the whole picture.
+def negative_text(conds: list[dict], sigma: float) -> torch.Tensor | str:
+    """The negative's text at a sigma, [B, tokens, width]; or why there is none to take, as the rest of a sentence.
 
     Args:
         conds: the negative's conditionings, as ComfyUI's samplers have them.
         sigma: of the step.
     """
     now = [c for c in conds if c.get("timestep_end", 0.0) <= sigma <= c.get("timestep_start", math.inf)]
+    if not now:
+        return "the negative prompt has no conditioning in it"
     whole = [c for c in now if not c.keys() & {"area", "mask"}]
     # For each area of the positive ComfyUI adds a copy of the negative, with the same text.
     texts = {id(text): text for c in now if (text := c["model_conds"].get("c_crossattn"))}
-    return next(iter(texts.values())).cond if whole and len(texts) == 1 else None
+    if not whole or len(texts) != 1:
+        return "it needs a negative prompt that is one conditioning for the whole picture"
+    return next(iter(texts.values())).cond
 
 
 def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
@@ -63,13 +67,12 @@ def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
     rule, mix = next(((rule, mix) for rule in run.rules if (mix := rule.mix(step))), (None, None))
     if rule is None or mix is None or COND not in step.passes:
         return {}
-    negative = negative_text(conds.get("negative") or [], step.sigma)
-    if negative is None:
-        run.warn(
-            f"{rule.title} does nothing in step {step.index + 1}: it needs a negative prompt that is one conditioning for the "
-            "whole picture.",
-            rule.node,
-        )
+    if "negative" not in conds:
+        run.warn(f"{rule.title} does nothing: this guider has no negative prompt. Take CFGGuider, with cfg 1.", rule.node)
+        return {}
+    negative = negative_text(conds["negative"] or [], step.sigma)
+    if isinstance(negative, str):
+        run.warn(f"{rule.title} does nothing in step {step.index + 1}: {negative}.", rule.node + negative)
         return {}
     options = uncompiled(run.model_options)["transformer_options"]
     wrappers, patches = options.get("wrappers", {}), options.get("patches", {})
@@ -101,6 +104,11 @@ def join(
     if rows != [] and kwargs.get("attention_mask") is not None:
         run.warn(f"{rule.title} does nothing with a prompt that has an attention mask, such as a style model's.", rule.node)
         rows = []
+    if rows != [] and negative.shape[2] != context.shape[2]:
+        raise ValueError(
+            f"{rule.title}: the negative prompt comes from another text encoder than the positive: {negative.shape[2]} wide, "
+            f"not {context.shape[2]}. Encode both with this model's."
+        )
     if rows != []:
         passes = len(transformer_options["uuids"])
         text = comfy.utils.repeat_to_batch_size(negative, len(x) // passes).to(context).repeat(passes, 1, 1)

@@ -173,8 +173,8 @@ def run_pass(
     # Other nodes tell a positive from a negative by its place.
     places = [conds] if extra.of == COND else [None, conds]
     denoised = comfy.samplers.calc_cond_batch(model, places, x, sigma, options)[-1]
-    # Later steps may be answered by a cache, and a prompt may have nothing to say in this step.
-    if extra.blocks and run.ran()[extra.name] and extra.name not in run.reached and not run.served(extra.name):
+    # A prompt may be empty, and a cache may answer.
+    if extra.blocks and extra.name not in run.reached and run.ran_blocks(extra.name):
         kind, number = first_block(extra, counts)
         block = f"{kind.replace('_', ' ')} {number}"
         raise ValueError(

@@ -38,6 +38,5 @@ def is_flow_map(model: BaseModel) -> bool:
 
 
 def _names(model: BaseModel) -> list[str]:
-    """The names of a model's parameters, a dot before each part; none of a model that shows none, as TensorRT's engines."""
-    parameters = getattr(model.diffusion_model, "named_parameters", tuple)
-    return [f".{name}" for name, _ in parameters()]
+    """The names of a model's parameters, a dot before each part."""
+    return [f".{name}" for name, _ in model.named_parameters()]

@@ -183,6 +183,10 @@ class Run:
         """Whether a cache answered for the model's blocks in a pass of this call."""
         return any(call.blocks == 0 for call in self.model_calls if name in (self.role(*row) for row in call.rows))
 
+    def ran_blocks(self, name: str) -> bool:
+        """Whether the model ran blocks in a pass of this call, and they were counted."""
+        return any(call.blocks for call in self.model_calls if name in (self.role(*row) for row in call.rows))
+
     def ended(self) -> None:
         """Add this call to the run's total."""
         self.total += self.ran()

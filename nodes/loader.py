@@ -12,6 +12,7 @@ from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE
 from ..checkpoint.variant import AUTO, VARIANTS, Variant, variant_of
 from ..checks import names_itself, one_of
 from ..engine import loading, native
+from ..engine.conflicts import is_flow
 from ..engine.installed import fingerprint, klein_listed, listed, missing, partners
 from ..engine.sampling import with_hooks, with_rule
 from ..guidance.distilled import Distilled
@@ -30,7 +31,8 @@ def guarded(model: ModelPatcher, found: Variant, ignore_cfg: bool) -> ModelPatch
     """The model with the guard of a distilled one; of a family that has flow maps, at least with hooks that know one."""
     if found.distilled and ignore_cfg:
         return with_rule(model, Distilled())
-    return with_hooks(model) if found.family.flow_map else model
+    # Which sampling a ComfyUI that loads FLUX 3 gives it is not known here; without hooks it samples as ComfyUI has it.
+    return with_hooks(model) if found.family.flow_map and is_flow(model) else model
 
 
 @names_itself

@@ -305,13 +305,13 @@ function guidanceFigure(answer, { settings, unknown, others, replaced }) {
   }
 }
 
-function loaderFigure({ steps, cfg, distilled }, { allow }) {
+function loaderFigure({ steps, cfg, distilled, shift }, { allow }) {
   const values = { steps, cfg }
   if (!distilled) return plainly(say("base: {steps} steps, cfg {cfg}", values))
   return plainly(
-    allow
-      ? say("distilled: {steps} steps, cfg {cfg}. `distilled_cfg` allows a higher one.", values)
-      : say("distilled: {steps} steps, cfg {cfg}. A higher cfg and the negative prompt have no effect.", values),
+    allow ? say("distilled: {steps} steps, cfg {cfg}. `distilled_cfg` allows a higher one.", values)
+    : shift === "flux2" ? say("distilled: {steps} steps, cfg {cfg}. A higher cfg has no effect, and the negative prompt only with Klein NAG.", values)
+    : say("distilled: {steps} steps, cfg {cfg}. A higher cfg and the negative prompt have no effect.", values),
   )
 }
 

@@ -55,7 +55,8 @@ def test_a_distilled_model_runs_one_pass_a_step(page, sampled):
     expect(figure(page, "8 steps: 8 of 8 passes.")).to_contain_text(
         "distilled model: cfg 5 counts as 1, and the negative prompt"
     )
-    expect(figure(page, "distilled: 4 steps, cfg 1. A higher cfg and the negative prompt have no effect.")).to_be_visible()
+    said = "distilled: 4 steps, cfg 1. A higher cfg has no effect, and the negative prompt only with Klein NAG."
+    expect(figure(page, said)).to_be_visible()
     # Nodes 2.0 keeps it among the advanced ones, out of sight.
     page.evaluate(
         """(id) => {

@@ -186,10 +186,23 @@ def test_a_negative_that_is_not_one_text_is_said_and_left_out(klein, nag, run_no
     else:
         done = run(nag, 1.0, None, negative)
     assert torch.equal(done, run(klein, 1.0, None, negative or None))
-    [sentence] = warnings(caplog)
-    assert sentence == (
-        "KleinKit: Klein NAG does nothing in step 1: it needs a negative prompt that is one conditioning for the whole picture."
-    )
+    why = "in step 1: it needs a negative prompt that is one conditioning for the whole picture."
+    if kind == "none":
+        why = ": this guider has no negative prompt. Take CFGGuider, with cfg 1."
+    assert [" ".join(sentence.split()) for sentence in warnings(caplog)] == [
+        f"KleinKit: Klein NAG does nothing{' ' * (kind != 'none')}{why}"
+    ]
+
+
+def test_a_negative_for_other_steps_is_said(nag, run_node, caplog):
+    (late,) = run_node("ConditioningSetTimestepRange", conditioning=conditioning(NEGATIVE), start=0.9, end=1.0)
+    run(nag, 1.0, None, late)
+    assert "KleinKit: Klein NAG does nothing in step 1: the negative prompt has no conditioning in it." in warnings(caplog)
+
+
+def test_a_negative_of_another_encoder_is_refused(nag):
+    with pytest.raises(ValueError, match="Klein NAG: the negative prompt comes from another text encoder .* 256 wide, not 192"):
+        run(nag, 1.0, None, conditioning(embeddings(256, 2)))
 
 
 def test_both_kinds_of_nag_are_said(klein, run_node, caplog):

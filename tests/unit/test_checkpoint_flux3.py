@@ -245,8 +245,9 @@ def test_an_encoder_of_the_other_klein_is_refused_with_the_reason(look):
     nine = look(klein(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288), "nine.safetensors")
     vl = look(qwen3_vl(), "qwen3vl_4b_bf16.safetensors")
     assert not pairing.fits(nine, TEXT_ENCODER, vl)
-    # The 4B takes a Qwen3-VL of its width, as ComfyUI does, when there is no Qwen3.
-    assert pairing.fits(look(klein(), "four.safetensors"), TEXT_ENCODER, vl)
+    # ComfyUI takes a Qwen3-VL of its width for the 4B, so it may be chosen; `auto` leaves it to FLUX 3.
+    four = look(klein(), "four.safetensors")
+    assert pairing.fits(four, TEXT_ENCODER, vl, named=True) and not pairing.fits(four, TEXT_ENCODER, vl)
 
 
 def test_the_prompt_upsampler_is_named(look):
