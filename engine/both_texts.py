@@ -60,7 +60,7 @@ def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
     """The transformer options of a step in which a rule mixes the attention to both texts; empty in other steps.
 
     Args:
-        run: its `acted` gets the rule's node when the attention is mixed.
+        run: its `asked` gets the rule's node, and `acted` when the attention is mixed.
         step: of the plan.
         conds: the guider's conditionings.
     """
@@ -74,6 +74,7 @@ def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
     if isinstance(negative, str):
         run.warn(f"{rule.title} does nothing in step {step.index + 1}: {negative}.", rule.node + negative)
         return {}
+    run.asked.add(rule.node)
     options = uncompiled(run.model_options)["transformer_options"]
     wrappers, patches = options.get("wrappers", {}), options.get("patches", {})
     around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [partial(join, run, rule, negative)]}
@@ -103,6 +104,7 @@ def join(
     rows = mixed_rows(run, transformer_options, len(x))
     if rows != [] and kwargs.get("attention_mask") is not None:
         run.warn(f"{rule.title} does nothing with a prompt that has an attention mask, such as a style model's.", rule.node)
+        run.asked.discard(rule.node)
         rows = []
     if rows != [] and negative.shape[2] != context.shape[2]:
         raise ValueError(

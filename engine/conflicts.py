@@ -141,7 +141,7 @@ def after_step(run: Run, guider: CFGGuider) -> None:
         else:
             run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
     for rule in run.rules:
-        if rule.mix(step) and ran[COND] and not run.served(COND) and rule.node not in run.acted:
+        if rule.node in run.asked - run.acted and ran[COND] and not run.served(COND):
             run.warn(f"{rule.title} had nothing to mix in step {step.index + 1}, so it has no effect there.", rule.node)
     as_planned = run.used is None or math.isclose(run.used, step.cfg)
     if as_planned and is_plain(guider) and step.passes and UNCOND not in step.passes and ran[UNCOND]:

@@ -62,7 +62,7 @@ class Run:
         observed, pending: what rules observed, by node: numbers that count in this step, and scalars on the device.
         memories: each rule's own dict, by node.
         entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
-        acted: nodes of the rules that mixed the attention in this call.
+        asked, acted: nodes of the rules that were to mix the attention in this call, and of those that did.
         reached: the extra passes of which the model has let the first block be replaced.
         model_calls: of this step's call so far; several devices append to it at once.
         finite: whether the latent, the passes and the result of the call before are; booleans on the device.
@@ -87,6 +87,7 @@ class Run:
     pending: dict[str, torch.Tensor] = field(default_factory=dict)
     memories: dict[str, dict] = field(default_factory=dict)
     entries: dict[str, dict] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
     acted: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
     model_calls: list[ModelCall] = field(default_factory=list)
@@ -153,6 +154,7 @@ class Run:
     def began(self, conds: dict[str, list[dict]]) -> None:
         """Forget the call before, and learn which conditioning is what."""
         self.entries.clear()
+        self.asked.clear()
         self.acted.clear()
         self.model_calls.clear()
         self.used = None
