@@ -272,16 +272,10 @@ def test_auto_goes_by_the_connected_model(page):
 
 
 def test_auto_of_flux3(page):
-    """What the server says of a file of FLUX 3 is tested where it says it."""
-    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
-    says = {"steps": 16, "cfg": 1.0, "distilled": True, "double_layers": 0, "single_layers": 28, "shift": "flux3"}
-    page.route("**/kleinkit/loader", lambda route: route.fulfill(json=says))
     loader, scheduler = add(page, "KleinKitLoader", "KleinKitScheduler")
-    choose(page, loader, "diffusion_model", DISTILLED)
+    choose(page, loader, "diffusion_model", "flux3-image-klein-bf16.safetensors")
     connect(page, (loader, 3, scheduler, "steps"), (loader, 0, scheduler, "model"))
     expect(figure(page, "16 steps, mu 1.936, start σ 1")).not_to_contain_text("not known")
-    page.unroute("**/kleinkit/loader")
-    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
 
 
 def test_a_fault_of_the_preview_itself_is_called_so(page, errors):

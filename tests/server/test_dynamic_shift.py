@@ -117,7 +117,7 @@ def test_sigmas_of_klein_scheduler_are_not_shifted_twice(picture):
         ),
     ],
 )
-@pytest.mark.parametrize("shift", [{"shift": "flux3"}, {}], ids=str)
+@pytest.mark.parametrize("shift", [{"shift": "flux4"}, {}], ids=str)
 def test_no_such_shift(server, node, inputs, shift):
     kind, model = COMMON["model"]
     outcome = api.queue(
@@ -131,7 +131,10 @@ def test_no_such_shift(server, node, inputs, shift):
     assert outcome.outputs == {}
     [sentence] = api.sentences(outcome.error)
     assert sentence.startswith(f"{node}: ")
-    assert "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none" in sentence
+    choices = "flux2, flux2_continuous, flux1, fixed, linear, none"
+    if node == "KleinKitScheduler":
+        choices = "auto, flux2, flux2_continuous, flux3, flux1, fixed, linear, none"
+    assert f"Expected `shift` to be one of {choices}" in sentence
 
 
 SIGMAS = {**CUSTOM["sigmas"][1], "shift": "flux2"}

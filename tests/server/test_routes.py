@@ -109,7 +109,10 @@ def test_the_most_steps(post):
         ({"terminal": 1.0}, "Expected `terminal` to be a number between 0.0 and 0.99, but got 1.0."),
         ({"spacing": {}}, "Expected `spacing` to be one of uniform, karras, exponential, beta, linear_quadratic, but got"),
         ({"denoise_mode": "half"}, "Expected `denoise_mode` to be one of ksampler, strength, sigma, but got 'half'."),
-        ({"shift": ["flux2"]}, "Expected `shift` to be one of flux2, flux2_continuous, flux1, fixed, linear, none"),
+        (
+            {"shift": ["flux2"]},
+            "Expected `shift` to be one of auto, flux2, flux2_continuous, flux3, flux1, fixed, linear, none",
+        ),
         ({"shift": "fixed", "shift.mu": float("nan")}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but"),
         ({"shift": "fixed", "shift.mu": 1e308}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but got"),
         ({"shift": "fixed", "shift.shift": 3.0}, "Expected `shift.shift` to be absent (fixed takes mu), but got 3.0."),
