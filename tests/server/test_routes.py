@@ -111,7 +111,7 @@ def test_the_most_steps(post):
         ({"denoise_mode": "half"}, "Expected `denoise_mode` to be one of ksampler, strength, sigma, but got 'half'."),
         (
             {"shift": ["flux2"]},
-            "Expected `shift` to be one of auto, flux2, flux2_continuous, flux3, flux1, fixed, linear, none",
+            "Expected `shift` to be one of flux2, flux2_continuous, flux3, flux1, fixed, linear, none",
         ),
         ({"shift": "fixed", "shift.mu": float("nan")}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but"),
         ({"shift": "fixed", "shift.mu": 1e308}, "Expected `shift.mu` to be a number between -20.0 and 20.0, but got"),
