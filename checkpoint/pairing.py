@@ -6,7 +6,7 @@ from ..checks import sentence
 from .families import FAMILIES, FLUX2_KLEIN
 from .families.family import FLUX2_VAE, QWEN3, QWEN3_VL, TAEF2, Family
 from .header import MARK, QUANTISATION, CheckpointError
-from .inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, family_of
+from .inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, Part, family_of
 from .klein import check_tensors
 from .qwen3 import check_layers
 from .variant import words_of
@@ -88,8 +88,8 @@ def fits(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = 
     """Whether a Klein can use a file as its text encoder or VAE: it `matches`, and has the layers that Klein reads.
 
     Args:
-        named: the user chose the file. Then it may also be a text encoder that the family tolerates, or one that
-            `may_be_cut`.
+        named: the user chose the file. Then it may also be one that `may_be_cut`, or one that the family tolerates and no
+            other family is made for.
     Raises:
         CheckpointError: it would fit, but lacks tensors.
     """
@@ -98,8 +98,10 @@ def fits(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = 
         return False
     if role == TEXT_ENCODER:
         family, part = family_of(model), checkpoint.parts[role]
-        if part.architecture != family.encoders[0] and not named:
-            return False
+        if part.architecture != family.encoders[0] and not cut:
+            other = _made_for(part)
+            if not named or (other and part.layers[0] >= other.layers_read):
+                return False
         if part.layers[0] < family.layers_read:
             return False
         check_layers(checkpoint, trim=True, family=family)
@@ -196,6 +198,14 @@ def misfit(
     return CheckpointError(sentence(name, needs, f"{given}; {remedy}"))
 
 
+def _made_for(encoder: Part) -> Family | None:
+    """The family that a text encoder belongs to first of all."""
+    for family in FAMILIES.values():
+        if encoder.architecture == family.encoders[0] and encoder.width in family.official_encoders:
+            return family
+    return None
+
+
 def _reason(model: Checkpoint, role: str, checkpoint: Checkpoint) -> str:
     """Why a file that looks right is not: ", which …", or nothing."""
     family, part = family_of(model), checkpoint.parts.get(role)
@@ -203,10 +213,10 @@ def _reason(model: Checkpoint, role: str, checkpoint: Checkpoint) -> str:
         return ""
     if part.architecture in family.mistaken:
         return f", {family.mistaken[part.architecture]}"
-    if (part.architecture, part.width) == (QWEN3, text_width_of(model)) and QWEN3 not in family.encoders:
-        theirs = next(other.rope_theta for other in FAMILIES.values() if QWEN3 in other.encoders)
+    other = _made_for(part)
+    if other and other is not family and part.width == text_width_of(model):
         return (
-            f", which has the same shapes but another rope θ ({theirs:,}, not {family.rope_theta:,}), "
+            f", which has the same shapes but another rope θ ({other.rope_theta:,}, not {family.rope_theta:,}), "
             "so the pictures would be wrong"
         )
     return ""

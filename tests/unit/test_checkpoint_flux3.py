@@ -245,9 +245,17 @@ def test_an_encoder_of_the_other_klein_is_refused_with_the_reason(look):
     nine = look(klein(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288), "nine.safetensors")
     vl = look(qwen3_vl(), "qwen3vl_4b_bf16.safetensors")
     assert not pairing.fits(nine, TEXT_ENCODER, vl)
-    # ComfyUI takes a Qwen3-VL of its width for the 4B, so it may be chosen; `auto` leaves it to FLUX 3.
     four = look(klein(), "four.safetensors")
-    assert pairing.fits(four, TEXT_ENCODER, vl, named=True) and not pairing.fits(four, TEXT_ENCODER, vl)
+    assert not pairing.fits(four, TEXT_ENCODER, vl) and not pairing.fits(four, TEXT_ENCODER, vl, named=True)
+    assert str(pairing.misfit(four, TEXT_ENCODER, vl, ["qwen_3_4b.safetensors"])) == (
+        "Expected `text_encoder` to be a Qwen3 of width 2560 and at least 27 layers for four.safetensors (FLUX.2 [klein] 4B, "
+        "text input 7680 wide), but qwen3vl_4b_bf16.safetensors is Qwen3-VL of width 2560 and 36 layers, which has the same "
+        "shapes but another rope θ (5,000,000, not 1,000,000), so the pictures would be wrong; these fit: "
+        "qwen_3_4b.safetensors."
+    )
+    # One that is too short for FLUX 3 may be chosen for FLUX.2, as before.
+    short = look(qwen3_vl(layers=28), "short.safetensors")
+    assert pairing.fits(four, TEXT_ENCODER, short, named=True) and not pairing.fits(four, TEXT_ENCODER, short)
 
 
 def test_the_prompt_upsampler_is_named(look):
