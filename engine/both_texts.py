@@ -76,11 +76,10 @@ def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
         return {}
     run.asked.add(rule.node)
     options = uncompiled(run.model_options)["transformer_options"]
-    wrappers, patches = options.get("wrappers", {}), options.get("patches", {})
+    wrappers = options.get("wrappers", {})
     around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [partial(join, run, rule, negative)]}
     return {
         "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: around},
-        "patches": {**patches, "post_input": [*patches.get("post_input", ()), place]},
         OVERRIDE: partial(attend, run, rule, mix, options.get(OVERRIDE)),
     }
 
@@ -114,7 +113,9 @@ def join(
     if rows != []:
         passes = len(transformer_options["uuids"])
         text = comfy.utils.repeat_to_batch_size(negative, len(x) // passes).to(context).repeat(passes, 1, 1)
-        transformer_options = {**transformer_options, KEY: Texts(text.shape[1], context.shape[1], rows)}
+        texts, patches = Texts(text.shape[1], context.shape[1], rows), transformer_options.get("patches", {})
+        patches = {**patches, "post_input": [*patches.get("post_input", ()), partial(place, texts)]}
+        transformer_options = {**transformer_options, KEY: texts, "patches": patches}
         context = torch.cat((text, context), dim=1)
     return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
 
@@ -128,11 +129,8 @@ def mixed_rows(run: Run, options: dict, batch: int) -> slice | list[int]:
     return slice(None) if len(rows) == batch else rows
 
 
-def place(args: dict) -> dict:
+def place(texts: Texts, args: dict) -> dict:
     """Input patch: both texts are at the positions that each would have alone."""
-    texts = args["transformer_options"].get(KEY)
-    if texts is None:
-        return args
     ids = args["txt_ids"]
     longest = torch.arange(max(texts[:2]), device=ids.device)
     return {**args, "txt_ids": ids[:, torch.cat([longest[: texts.negative], longest[: texts.positive]])]}

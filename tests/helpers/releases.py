@@ -15,3 +15,16 @@ def is_older(release, here):
     older = numbers(__version__) < numbers(release)
     assert older != bool(here), f"ComfyUI {__version__} is {'older' if older else 'not older'} than {release}."
     return older
+
+
+def may_lack(release, here):
+    """Whether the ComfyUI at hand lacks something that a release has, and that came at some release before it.
+
+    Args:
+        release: one that has it. This one and newer ones must have it.
+        here: whether it is here.
+    """
+    from comfyui_version import __version__
+
+    assert here or numbers(__version__) < numbers(release), f"ComfyUI {__version__} lacks what {release} has."
+    return not here
