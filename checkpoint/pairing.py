@@ -57,7 +57,7 @@ def usable(role: str, checkpoint: Checkpoint, family: Family) -> bool:
     return part is not None and part.architecture in ((FLUX2_VAE, TAEF2) if role == VAE else family.encoders)
 
 
-def matches(model: Checkpoint, role: str, checkpoint: Checkpoint) -> bool:
+def matches(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = False) -> bool:
     """Whether a file holds the kind of text encoder or VAE that a Klein needs, be it whole or not.
 
     Args:
@@ -65,10 +65,21 @@ def matches(model: Checkpoint, role: str, checkpoint: Checkpoint) -> bool:
         role: `TEXT_ENCODER`: one whose hidden states, side by side, fill the text input; or `VAE`: FLUX.2's, which every Klein
             uses.
         checkpoint: of the file.
+        named: the user chose the file. Then it may also be one that `may_be_cut`, or one that the family tolerates and no
+            other family is made for.
     """
-    if not usable(role, checkpoint, family_of(model)):
+    family = family_of(model)
+    if role == VAE:
+        return usable(role, checkpoint, family)
+    if named and may_be_cut(model, checkpoint):
+        return True
+    if not usable(role, checkpoint, family) or checkpoint.parts[role].width != text_width_of(model):
         return False
-    return role == VAE or checkpoint.parts[role].width == text_width_of(model)
+    part = checkpoint.parts[role]
+    if part.architecture == family.encoders[0]:
+        return True
+    other = _made_for(part)
+    return named and not (other and part.layers[0] >= other.layers_read)
 
 
 def may_be_cut(model: Checkpoint, checkpoint: Checkpoint) -> bool:
@@ -87,22 +98,14 @@ def may_be_cut(model: Checkpoint, checkpoint: Checkpoint) -> bool:
 def fits(model: Checkpoint, role: str, checkpoint: Checkpoint, *, named: bool = False) -> bool:
     """Whether a Klein can use a file as its text encoder or VAE: it `matches`, and has the layers that Klein reads.
 
-    Args:
-        named: the user chose the file. Then it may also be one that `may_be_cut`, or one that the family tolerates and no
-            other family is made for.
     Raises:
         CheckpointError: it would fit, but lacks tensors.
     """
-    cut = named and role == TEXT_ENCODER and may_be_cut(model, checkpoint)
-    if not (cut or matches(model, role, checkpoint)):
+    if not matches(model, role, checkpoint, named=named):
         return False
     if role == TEXT_ENCODER:
-        family, part = family_of(model), checkpoint.parts[role]
-        if part.architecture != family.encoders[0] and not cut:
-            other = _made_for(part)
-            if not named or (other and part.layers[0] >= other.layers_read):
-                return False
-        if part.layers[0] < family.layers_read:
+        family = family_of(model)
+        if checkpoint.parts[role].layers[0] < family.layers_read:
             return False
         check_layers(checkpoint, trim=True, family=family)
     return True
@@ -114,10 +117,10 @@ def stem_of(name: str) -> str:
 
 
 def rank(model: Checkpoint, checkpoint: Checkpoint) -> tuple:
-    """Sort key of the files that fit: TAEF2 and an encoder of another kind last, official names first, then the shortest."""
+    """Sort key of the files that fit: TAEF2 last, official names first, then the shortest name."""
     stem, family = stem_of(checkpoint.name), family_of(model)
     official = (*official_encoders(model), *family.official_vaes)
-    last = any(part.architecture in (TAEF2, *family.encoders[1:]) for part in checkpoint.parts.values())
+    last = any(part.architecture == TAEF2 for part in checkpoint.parts.values())
     return last, official.index(stem) if stem in official else len(official), len(checkpoint.name), checkpoint.name
 
 

@@ -115,6 +115,15 @@ def test_the_encoder_of_the_other_klein(installed, pack):
         chosen(pack, "nine.safetensors", ENCODER)
 
 
+@pytest.mark.parametrize("name", ["auto", ENCODER])
+def test_flux2_does_not_take_flux3s_encoder(installed, pack, name):
+    for other in ("qwen_3_4b.safetensors", "cut.safetensors"):
+        (installed / "text_encoders" / other).unlink()
+    given = "none is installed" if name == "auto" else r"qwen3vl_4b_bf16\.safetensors is Qwen3-VL .* another rope θ"
+    with pytest.raises(ValueError, match=rf"a Qwen3 of width 2560 .* {given}.*; put qwen_3_4b\.safetensors"):
+        chosen(pack, "flux-2-klein-4b.safetensors", name)
+
+
 def test_a_folder_with_a_modular_index_is_listed(installed, pack):
     write(installed / "diffusers/f3/transformer/diffusion_pytorch_model.safetensors", flux3_klein())
     (installed / "diffusers/f3/modular_model_index.json").write_text(json.dumps({"_class_name": "Flux3ModularPipeline"}))

@@ -247,6 +247,7 @@ def test_an_encoder_of_the_other_klein_is_refused_with_the_reason(look):
     assert not pairing.fits(nine, TEXT_ENCODER, vl)
     four = look(klein(), "four.safetensors")
     assert not pairing.fits(four, TEXT_ENCODER, vl) and not pairing.fits(four, TEXT_ENCODER, vl, named=True)
+    assert not pairing.matches(four, TEXT_ENCODER, vl)
     assert str(pairing.misfit(four, TEXT_ENCODER, vl, ["qwen_3_4b.safetensors"])) == (
         "Expected `text_encoder` to be a Qwen3 of width 2560 and at least 27 layers for four.safetensors (FLUX.2 [klein] 4B, "
         "text input 7680 wide), but qwen3vl_4b_bf16.safetensors is Qwen3-VL of width 2560 and 36 layers, which has the same "
