@@ -8,6 +8,7 @@ from comfy.samplers import calc_cond_batch
 
 from ..checks import sentence
 from ..guidance.base_uncond import BaseUncond
+from ..guidance.rule import UNCOND
 from .counting import counting
 from .family import is_flow_map
 from .run import run_of
@@ -78,7 +79,7 @@ def calc_cond_batch_with_base(
     """ComfyUI's batch of passes, those of the negative prompt taken out and run on the base model."""
     run = run_of(model_options)
     found = model.current_patcher.get_additional_models_with_key(BASE)
-    theirs = [] if run is None else [i for i, cond in enumerate(conds) if cond and run.is_negative(cond[0]["uuid"], i)]
+    theirs = [] if run is None else [i for i, cond in enumerate(conds) if cond and run.is_of(UNCOND, cond[0]["uuid"], i)]
     if run and theirs and not found:
         run.warn(
             f"{BaseUncond.title} has no effect: the sampler's guider runs the negative on a model of its own. Remove one of "

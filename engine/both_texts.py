@@ -4,7 +4,6 @@ The negative's tokens stand in front of the positive's, at the same positions. E
 So the pass costs the negative's tokens and a second attention, where a second pass would cost everything twice.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,10 +14,10 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..checks import expected
+from ..checks import expected, of_node
 from ..guidance.rule import COND, Mix, Rule, Step
 from .extra_pass import uncompiled
-from .run import Run
+from .run import Run, at_sigma, is_whole
 
 KEY = "kleinkit_texts"
 OVERRIDE = "optimized_attention_override"
@@ -45,13 +44,12 @@ def negative_text(conds: list[dict], sigma: float) -> torch.Tensor | str:
         conds: the negative's conditionings, as ComfyUI's samplers have them.
         sigma: of the step.
     """
-    now = [c for c in conds if c.get("timestep_end", 0.0) <= sigma <= c.get("timestep_start", math.inf)]
+    now = at_sigma(conds, sigma)
     if not now:
         return "the negative prompt has no conditioning in it"
-    whole = [c for c in now if not c.keys() & {"area", "mask"}]
     # For each area of the positive ComfyUI adds a copy of the negative, with the same text.
     texts = {id(text): text for c in now if (text := c["model_conds"].get("c_crossattn"))}
-    if not whole or len(texts) != 1:
+    if not any(map(is_whole, now)) or len(texts) != 1:
         return "it needs a negative prompt that is one conditioning for the whole picture"
     return next(iter(texts.values())).cond
 
@@ -64,9 +62,11 @@ def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
         step: of the plan.
         conds: the guider's conditionings.
     """
-    rule, mix = next(((rule, mix) for rule in run.rules if (mix := rule.mix(step))), (None, None))
-    if rule is None or mix is None or COND not in step.passes:
+    mixing = [(rule, mix) for rule in run.rules if (mix := rule.mix(step))]
+    if not mixing or COND not in step.passes:
         return {}
+    # `stack.add` lets only one in.
+    [(rule, mix)] = mixing
     if "negative" not in conds:
         run.warn(f"{rule.title} does nothing: this guider has no negative prompt. Take CFGGuider, with cfg 1.", rule.node)
         return {}
@@ -100,32 +100,32 @@ def join(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Wrapper of ComfyUI's `Flux.forward`: put the negative's text in front of the positive's."""
+
+    def go_on(context: torch.Tensor, options: dict) -> torch.Tensor:
+        return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
+
     rows = mixed_rows(run, transformer_options, len(x))
-    if rows != [] and kwargs.get("attention_mask") is not None:
+    if rows == []:
+        return go_on(context, transformer_options)
+    if kwargs.get("attention_mask") is not None:
         run.warn(f"{rule.title} does nothing with a prompt that has an attention mask, such as a style model's.", rule.node)
         run.asked.discard(rule.node)
-        rows = []
-    if rows != [] and negative.shape[2] != context.shape[2]:
-        raise ValueError(
-            f"{rule.title}: the negative prompt comes from another text encoder than the positive: {negative.shape[2]} wide, "
-            f"not {context.shape[2]}. Encode both with this model's."
-        )
-    if rows != []:
-        passes = len(transformer_options["uuids"])
-        text = comfy.utils.repeat_to_batch_size(negative, len(x) // passes).to(context).repeat(passes, 1, 1)
-        texts, patches = Texts(text.shape[1], context.shape[1], rows), transformer_options.get("patches", {})
-        patches = {**patches, "post_input": [*patches.get("post_input", ()), partial(place, texts)]}
-        transformer_options = {**transformer_options, KEY: texts, "patches": patches}
-        context = torch.cat((text, context), dim=1)
-    return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
+        return go_on(context, transformer_options)
+    if negative.shape[2] != context.shape[2]:
+        why = f"the negative prompt comes from another text encoder than the positive: {negative.shape[2]} wide"
+        raise of_node(rule.title, ValueError(f"{why}, not {context.shape[2]}. Encode both with this model's."))
+    passes = len(transformer_options["uuids"])
+    text = comfy.utils.repeat_to_batch_size(negative, len(x) // passes).to(context).repeat(passes, 1, 1)
+    texts, patches = Texts(text.shape[1], context.shape[1], rows), transformer_options.get("patches", {})
+    patches = {**patches, "post_input": [*patches.get("post_input", ()), partial(place, texts)]}
+    return go_on(torch.cat((text, context), dim=1), {**transformer_options, KEY: texts, "patches": patches})
 
 
 def mixed_rows(run: Run, options: dict, batch: int) -> slice | list[int]:
     """The rows of a model call that belong to the positive's pass, or to a pass that is the positive's with a change."""
-    of_positive = {COND, *(extra.name for rule in run.rules for extra in rule.passes if extra.of == COND)}
     passes = list(zip(options["uuids"], options["cond_or_uncond"]))
     size = batch // len(passes)
-    rows = [place * size + row for place, one in enumerate(passes) if run.role(*one) in of_positive for row in range(size)]
+    rows = [number * size + row for number, one in enumerate(passes) if run.is_of(COND, *one) for row in range(size)]
     return slice(None) if len(rows) == batch else rows
 
 
@@ -163,7 +163,8 @@ def attend(
     if texts is None:
         return run_attention(q, k, v, heads, *args, **kwargs)
     if kwargs.get("mask") is not None:
-        raise ValueError(f"{rule.title}: another node's attention mask does not know the second text: remove one of the two.")
+        why = "another node's attention mask does not know the second text: remove one of the two."
+        raise of_node(rule.title, ValueError(why))
     first, image, rows = texts.negative, texts.negative + texts.positive, texts.rows
 
     def without_positive(tokens: torch.Tensor) -> torch.Tensor:

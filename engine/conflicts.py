@@ -14,7 +14,7 @@ from ..guidance.image import IMAGE, has_references
 from ..guidance.plan import plan
 from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
 from .family import family_of_model
-from .run import Run, titles
+from .run import Run, at_sigma, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
 
@@ -117,9 +117,7 @@ def both_run(run: Run) -> None:
 def has_prompt(guider: CFGGuider, name: str, sigma: float) -> bool:
     """Whether a prompt of the sampler has a conditioning at this sigma: it may be empty, or be for other steps."""
     conds = guider.conds.get(PROMPTS[name])
-    return conds is None or any(
-        cond.get("timestep_end", 0.0) <= sigma <= cond.get("timestep_start", math.inf) for cond in conds
-    )
+    return conds is None or bool(at_sigma(conds, sigma))
 
 
 def after_step(run: Run, guider: CFGGuider) -> None:

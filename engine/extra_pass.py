@@ -17,7 +17,7 @@ from ..checks import sentence
 from ..guidance.rule import COND, Block, BlockPatch, ExtraPass
 from ..guidance.skip_layer import skip
 from .counting import blocks_of, is_compiled
-from .run import Run
+from .run import Run, is_whole
 
 # The blocks that ComfyUI can replace. FLUX 3's joint blocks are its single ones.
 KINDS = "double_block", "single_block"
@@ -68,7 +68,7 @@ def entry_is_certain(extra: ExtraPass, conds: list[dict], model_options: dict) -
         bool(extra.blocks)
         and extra.conds is None
         and len(conds) == 1
-        and not conds[0].keys() & {"area", "mask"}
+        and is_whole(conds[0])
         and not model_options.keys() & {"context_handler", "multigpu_clones"}
         and not any(name.startswith("attn") or name == "post_input" for name in patches)
         and not is_compiled(transformer_options)
@@ -174,7 +174,7 @@ def run_pass(
     places = [conds] if extra.of == COND else [None, conds]
     denoised = comfy.samplers.calc_cond_batch(model, places, x, sigma, options)[-1]
     # A prompt may be empty, and a cache may answer.
-    if extra.blocks and extra.name not in run.reached and run.ran_blocks(extra.name):
+    if extra.blocks and extra.name not in run.reached and any(run.blocks(extra.name)):
         kind, number = first_block(extra, counts)
         block = f"{kind.replace('_', ' ')} {number}"
         raise ValueError(

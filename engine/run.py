@@ -1,6 +1,7 @@
 """What one sampling run knows. It lives in the run's own copy of `model_options`, and is gone with it."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -172,22 +173,22 @@ class Run:
             return role
         return UNCOND if index or (self.step and self.step.passes == (UNCOND,)) else COND
 
-    def is_negative(self, uuid: Any, index: int) -> bool:
-        """Whether a conditioning is of the negative prompt, for the sampler's pass or for one of a rule."""
+    def is_of(self, prompt: str, uuid: Any, index: int) -> bool:
+        """Whether a conditioning is of a prompt, `COND` or `UNCOND`, for the sampler's pass or for one of a rule."""
         role = self.role(uuid, index)
-        return role == UNCOND or any(extra.of == UNCOND and extra.name == role for rule in self.rules for extra in rule.passes)
+        return role == prompt or any(extra.of == prompt and extra.name == role for rule in self.rules for extra in rule.passes)
 
     def ran(self) -> Counter:
         """How many passes of each kind ran in this call."""
         return Counter(self.role(*row) for call in self.model_calls for row in call.rows)
 
+    def blocks(self, name: str) -> list[int | None]:
+        """How many blocks ran in each model call of a pass; None where they cannot be counted."""
+        return [call.blocks for call in self.model_calls if name in (self.role(*row) for row in call.rows)]
+
     def served(self, name: str) -> bool:
         """Whether a cache answered for the model's blocks in a pass of this call."""
-        return any(call.blocks == 0 for call in self.model_calls if name in (self.role(*row) for row in call.rows))
-
-    def ran_blocks(self, name: str) -> bool:
-        """Whether the model ran blocks in a pass of this call, and they were counted."""
-        return any(call.blocks for call in self.model_calls if name in (self.role(*row) for row in call.rows))
+        return 0 in self.blocks(name)
 
     def ended(self) -> None:
         """Add this call to the run's total."""
@@ -201,6 +202,16 @@ def source(broken: list[str]) -> str:
         return "in the latent before"
     passes = ", ".join(name for name in broken if name != RESULT)
     return f"from the model ({passes}) in" if passes else "from finite predictions in"
+
+
+def at_sigma(conds: Iterable[dict], sigma: float) -> list[dict]:
+    """Of ComfyUI's conditionings those that count at a sigma: some are for other steps."""
+    return [cond for cond in conds if cond.get("timestep_end", 0.0) <= sigma <= cond.get("timestep_start", math.inf)]
+
+
+def is_whole(cond: dict) -> bool:
+    """Whether a conditioning is for the whole picture."""
+    return not cond.keys() & {"area", "mask"}
 
 
 def titles(rules: Iterable[Rule]) -> str:
