@@ -85,7 +85,7 @@ def chosen_shift(shift: dict[str, Any], model: ModelPatcher | None = None) -> Sh
     if family is None:
         fits = "a FLUX.2 or a FLUX 3 model, whose shift `auto` knows"
         raise ValueError(sentence("model", fits, f"got {type(model.model).__name__}: choose another `shift`"))
-    return choose_shift(shift_of(choice, family.shift), **inputs)
+    return choose_shift(family.shift, **inputs)
 
 
 @names_itself

@@ -32,11 +32,9 @@ LIMITS = {
 }
 
 
-def shift_of(choice: str, family: str = "flux2") -> str:
-    """The name in `SHIFTS` that a choice of `shift` means: for `auto` that of the model's family, FLUX.2's where no model
-    says which.
-    """
-    return family if choice == AUTO else choice
+def shift_of(choice: str) -> str:
+    """The name in `SHIFTS` that a choice of `shift` means where no model says more: for `auto` FLUX.2's."""
+    return "flux2" if choice == AUTO else choice
 
 
 def choose_shift(choice: str, /, **inputs: float) -> Shift:
