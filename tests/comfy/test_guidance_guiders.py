@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from releases import is_older
-from sampling import conditioning, embeddings, latent_noise, small_klein, with_nodes
+from sampling import conditioning, embeddings, latent_noise, small_klein, warnings, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
 STEPS = len(SIGMAS) - 1
@@ -86,10 +86,6 @@ def run(guider, *models):
         for hook in hooks:
             hook.remove()
     return done, sum(rows)
-
-
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def logged(caplog):

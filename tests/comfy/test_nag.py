@@ -4,7 +4,7 @@ import pytest
 import torch
 from kleinkit.nano.in_comfyui import random_klein
 from releases import is_older
-from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
+from sampling import comfy_run, conditioning, embeddings, far, latent_noise, warnings, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.7, 0.0])
 STEPS = len(SIGMAS) - 1
@@ -32,14 +32,6 @@ def nag(klein, run_node):
 def run(model, cfg=1.0, positive=None, negative=None, noise=NOISE):
     positive, negative = positive or conditioning(POSITIVE), negative or conditioning(NEGATIVE)
     return comfy_run(model, SIGMAS, noise, positive, negative, cfg)
-
-
-def far(ours, theirs):
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def shapes(model, cfg):

@@ -20,6 +20,16 @@ def latent_noise(height, width, batch=1, seed=7):
     return torch.randn(batch, 128, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
 
 
+def far(ours, theirs):
+    """The largest difference between two latents, as a share of the second's largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def warnings(caplog):
+    """What was warned of in a test, from pytest's `caplog`."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 def conditioning(tensor, **values):
     """A ComfyUI conditioning; as CLIPTextEncode makes it for Klein, without a pooled output."""
     return [[tensor, {"pooled_output": None, **values}]]

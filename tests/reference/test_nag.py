@@ -15,6 +15,7 @@ from sampling import (
     diffusers_transformer,
     diffusers_velocity,
     embeddings,
+    far,
     latent_noise,
     with_nodes,
 )
@@ -70,10 +71,6 @@ def klein(comfy):
 def prompts(references=(), positive=POSITIVE, negative=NEGATIVE):
     values = {"reference_latents": list(references)} if references else {}
     return conditioning(positive, **values), conditioning(negative, **values)
-
-
-def far(ours, theirs):
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.parametrize("count", [0, 1, 2], ids="{} references".format)
