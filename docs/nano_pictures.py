@@ -87,6 +87,11 @@ def nag(alpha: float) -> Node:
     return "KleinKitNAG", {"scale": 5.0, "tau": 2.5, "alpha": alpha, "start": 0.0, "end": 1.0}
 
 
+def apg(space: str) -> Node:
+    # The limit of the paper for a latent of nano's size.
+    return "KleinKitAPG", {"eta": 0.0, "norm_threshold": 5.0, "momentum": -0.5, "space": space, "start": 0.0, "scale": 0.0}
+
+
 SKIP_LAYER = (
     "KleinKitSkipLayerGuidance",
     {
@@ -162,6 +167,11 @@ PICTURES = {
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
         Row("distilled, NAG: {passes} passes", (nag(0.25),), cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
         Row("distilled, NAG, alpha 0.5", (nag(0.5),), cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
+    ),
+    "KleinKitAPG": (
+        Row("cfg 10", cfg=10),
+        Row("cfg 10, APG denoised", (apg("denoised"),), cfg=10),
+        Row("cfg 10, APG velocity", (apg("velocity"),), cfg=10),
     ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),

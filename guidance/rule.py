@@ -68,6 +68,11 @@ class Step:
     passes: tuple[str, ...] = ()
     observed: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def combines(self) -> bool:
+        """Whether positive and negative are combined: at cfg 0 and 1 one of them stands alone."""
+        return self.cfg not in (0.0, 1.0)
+
     def without_guidance(self) -> "Step":
         return replace(self, guided=False, cfg=self.unguided_cfg)
 

@@ -68,6 +68,6 @@ class Slerp(Rule):
     order: ClassVar[int] = COMBINE
 
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
-        if velocities.uncond is None or step.cfg in (0.0, 1.0):
+        if velocities.uncond is None or not step.combines:
             return velocities
         return replace(velocities, guided=slerp(velocities.cond, velocities.uncond, step.cfg))

@@ -6,6 +6,7 @@ from typing import Any
 from ..checks import expected, in_node, number, one_of
 from ..guidance import stack
 from ..guidance.adaptive import Adaptive
+from ..guidance.apg import APG
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
 from ..guidance.distilled import Distilled
@@ -45,7 +46,7 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
     return kind(**inputs)
 
 
-RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG)}
+RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG)}
 # Rules of other fields than their node has inputs.
 FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer}
 

@@ -9,6 +9,7 @@ REFERENCE = {"reference_latents": [latent_noise(32, 32, seed=3)]}
 POSITIVE, NEGATIVE = (conditioning(embeddings(192, seed), **REFERENCE) for seed in (1, 2))
 # Pictures of very different contrast.
 NOISE = latent_noise(32, 32, batch=3) * torch.tensor([1.0, 0.2, 3.0])[:, None, None, None]
+APG = dict(eta=0.2, norm_threshold=3.0, momentum=-0.5, start=0.0, scale=0.0)
 NODES = {
     "cfg": ("KleinKitCFG", dict(schedule={"schedule": "diminishing", "cutoff": 0.5}, unguided="conditional")),
     "zero star": ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1)),
@@ -26,6 +27,7 @@ NODES = {
     "slerp": ("KleinKitSlerpCFG", {}),
     "nag": ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),
+    **{f"apg {space}": ("KleinKitAPG", APG | {"space": space}) for space in ("denoised", "velocity")},
 }
 
 
@@ -54,21 +56,22 @@ def cosines(klein, run_node, noise):
     return [call["cosine"] for call in probe.runs[-1].calls]
 
 
+@pytest.mark.parametrize("others", ((), (("KleinKitAPG", APG | {"space": "velocity"}),)), ids=("alone", "APG"))
 @pytest.mark.parametrize("unguided", ("conditional", "unconditional"))
-def test_adaptive_decides_for_each_picture(klein, run_node, caplog, unguided):
-    caplog.set_level("INFO")
-    seen = [cosines(klein, run_node, NOISE[k : k + 1]) for k in range(len(NOISE))]
+def test_adaptive_decides_for_each_picture(klein, run_node, unguided, others):
+    plain = with_nodes(run_node, klein, *others)
+    seen = [cosines(plain, run_node, NOISE[k : k + 1]) for k in range(len(NOISE))]
     # One picture does not come to it while that could still change it.
     threshold = sum(sorted(max(values[:-1]) for values in seen)[:2]) / 2
     nodes = (
         ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided=unguided)),
         ("KleinKitAdaptiveGuidance", {"threshold": threshold}),
     )
-    model = with_nodes(run_node, klein, *nodes)
+    model = with_nodes(run_node, plain, *nodes)
     together = run(model, NOISE)
     results = [run(model, NOISE[k : k + 1]) for k in range(len(NOISE))]
-    plain = run(klein, NOISE)
-    changed = [not torch.allclose(alone[0], plain[k], atol=1e-3) for k, alone in enumerate(results)]
+    always = run(plain, NOISE)
+    changed = [not torch.allclose(alone[0], always[k], atol=1e-3) for k, alone in enumerate(results)]
     assert any(changed) and not all(changed)
     for k, alone in enumerate(results):
         assert (together[k : k + 1] - alone).abs().max() <= 1e-4 * alone.abs().max(), k

@@ -4,12 +4,17 @@ from collections import defaultdict
 
 import pytest
 import torch
+from diffusers import guiders
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
+from diffusers.guiders.adaptive_projected_guidance_mix import AdaptiveProjectedMixGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
 from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance import stack
+from kleinkit.guidance.apg import APG
 from kleinkit.guidance.cfg import CFG, Interval
 from kleinkit.guidance.plan import plan, plan_step
 from kleinkit.guidance.rule import ScaledVelocities
@@ -26,20 +31,21 @@ def predictions(batch, seed=0):
     return {name: torch.randn(batch, 128, 6, 4, generator=generator) for name in ("x", "cond", "uncond", "skip")}
 
 
-def ours(rules, v, cfg, index=0, steps=8):
+def ours(rules, v, cfg, index=0, steps=8, memories=None):
     step = plan_step(rules, index, steps, 1.0 - index / steps, cfg)
     if step.zero:
         return torch.zeros_like(v["cond"])
     extra = {"skip": v["skip"]} if "skip" in step.passes else {}
     used = ScaledVelocities(v["x"], v["cond"], v["uncond"] if "uncond" in step.passes else None, extra)
-    guided = stack.apply(rules, used, step, defaultdict(dict))
+    guided = stack.apply(rules, used, step, defaultdict(dict) if memories is None else memories)
     return stack.combined(used, step) if guided is None else guided
 
 
 def theirs(guider, v, index=0, steps=8):
     guider.set_state(step=index, num_inference_steps=steps, timestep=torch.tensor(0))
+    guider.prepare_inputs({})
     passes = {"pred_cond": v["cond"]}
-    if guider._is_cfg_enabled():
+    if guider.num_conditions > 1 and getattr(guider, "_is_cfg_enabled", lambda: True)():
         passes["pred_uncond"] = v["uncond"]
     if isinstance(guider, SkipLayerGuidance) and guider._is_slg_enabled():
         passes["pred_cond_skip"] = v["skip"]
@@ -85,6 +91,67 @@ class TestFormulas:
             agree(ours((SkipLayer(2.5, start=0.0, end=0.5),), v, cfg, index), theirs(guider, v, index), cfg)
 
 
+# Scales at which both predictions are there and count.
+GUIDED = (0.25, 4.0, 100.0)
+PROJECTED = [
+    dict(eta=eta, norm_threshold=threshold, momentum=momentum)
+    for eta, threshold, momentum in ((0.0, 15.0, -0.5), (0.5, 0.0, 0.25), (1.0, 40.0, 0.0), (0.0, 0.0, 0.0))
+]
+
+
+def scaled(v, factor):
+    return {name: t * factor for name, t in v.items()}
+
+
+def projecting(kind, scale, eta, norm_threshold, momentum, **settings):
+    return kind(
+        scale,
+        adaptive_projected_guidance_momentum=momentum or None,
+        adaptive_projected_guidance_rescale=norm_threshold,
+        eta=eta,
+        **settings,
+    )
+
+
+def runs(rule, guider, cfg, velocity=True, steps=4):
+    """`(ours, theirs)` of each step of a run: theirs in the velocity, or in x0 = x − σv."""
+    memories = defaultdict(dict)
+    for index in range(steps):
+        v, sigma = predictions(2, index), 1.0 - index / steps
+        mine = ours((rule,), scaled(v, sigma) if velocity else v, cfg, index, steps, memories)
+        if velocity:
+            yield mine / sigma, theirs(guider, v, index, steps)
+        else:
+            denoised = {name: v["x"] - v[name] for name in ("cond", "uncond")}
+            yield mine, v["x"] - theirs(guider, denoised, index, steps)
+
+
+@pytest.mark.parametrize("settings", PROJECTED, ids=str)
+@pytest.mark.parametrize("cfg", GUIDED)
+def test_apg(cfg, settings):
+    guider = projecting(AdaptiveProjectedGuidance, cfg, **settings)
+    for mine, reference in runs(APG(**settings, space="velocity"), guider, cfg):
+        agree(mine, reference, cfg)
+    # The paper counts from the positive, as `use_original_formulation` does, and is in x0.
+    guider = projecting(AdaptiveProjectedGuidance, cfg - 1.0, **settings, use_original_formulation=True)
+    for mine, reference in runs(APG(**settings), guider, cfg, velocity=False):
+        agree(mine, reference, cfg)
+
+
+def test_apg_mix():
+    settings = dict(eta=0.0, norm_threshold=10.0, momentum=-0.5)
+    guider = AdaptiveProjectedMixGuidance(
+        3.5,
+        adaptive_projected_guidance_scale=12.0,
+        adaptive_projected_guidance_momentum=-0.5,
+        adaptive_projected_guidance_rescale=10.0,
+        adaptive_projected_guidance_start_step=1,
+    )
+    # diffusers begins after the step that it is given.
+    for mine, reference in runs(APG(**settings, space="velocity", start=0.5, scale=12.0), guider, 3.5):
+        agree(mine, reference, 12.0)
+
+
 @pytest.mark.parametrize("prediction", ("uncond", "cond"))
 def test_a_negative_of_zero_and_a_negative_that_is_the_positive(prediction):
     v = predictions(2)
@@ -115,3 +182,39 @@ def test_ranges_on_whole_steps(steps, data):
         if int(start * steps) == first and int(end * steps) == last:
             assert ("uncond" in step.passes) == cfg._is_cfg_enabled()
             assert ("skip" in step.passes) == (skip._is_slg_enabled() or step.index == first)
+
+
+# Each guider of diffusers: our node, or why there is none.
+NODES = {
+    "ClassifierFreeGuidance": "KleinKitCFG",
+    "ClassifierFreeZeroStarGuidance": "KleinKitCFGZeroStar",
+    "SkipLayerGuidance": "KleinKitSkipLayerGuidance",
+    "AdaptiveProjectedGuidance": "KleinKitAPG",
+    "AdaptiveProjectedMixGuidance": "KleinKitAPG",
+    "MagnitudeAwareGuidance": "KleinKitMamboG",
+    "FrequencyDecoupledGuidance": "KleinKitFDG",
+    "TangentialClassifierFreeGuidance": "KleinKitTCFG",
+    "AutoGuidance": "KleinKitAutoGuidance",
+    # Modes of it.
+    "PerturbedAttentionGuidance": "KleinKitSkipLayerGuidance",
+    "SmoothedEnergyGuidance": "KleinKitSkipLayerGuidance",
+}
+REASONS = {"LTX2Guidance": "It guides the sound and the video of LTX-2 together. Klein makes one picture."}
+# The mark goes with the node's arrival.
+TO_COME = ("KleinKitMamboG", "KleinKitFDG", "KleinKitTCFG", "KleinKitAutoGuidance")
+
+
+def test_every_guider_of_diffusers_has_a_node_or_a_reason():
+    there = {name for name, value in vars(guiders).items() if isinstance(value, type) and issubclass(value, BaseGuidance)}
+    assert there - {"BaseGuidance"} == NODES.keys() | REASONS.keys()
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in TO_COME else name
+        for name in sorted({*NODES.values()})
+    ],
+)
+def test_a_guider_s_node_is_there(comfy, node):
+    assert node in comfy.NODE_CLASS_MAPPINGS

@@ -1,7 +1,8 @@
-"""Whole runs of the rules that diffusers has no guider for: its transformer, and each rule's formula in float64."""
+"""Whole runs of the rules: diffusers' transformer, and its guider, or each rule's formula in float64 where it has none."""
 
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from kleinkit.nano.build import transformer as weights
 from kleinkit.nano.in_comfyui import random_klein
 from sampling import (
@@ -105,6 +106,35 @@ def test_rule(transformer, klein, run_node, name):
     assert (ours - theirs).abs().max() <= LIMIT * theirs.abs().max()
 
 
+APG = dict(eta=0.0, norm_threshold=15.0, momentum=-0.5, start=0.0, scale=0.0)
+PROJECTED = dict(adaptive_projected_guidance_momentum=-0.5, eta=0.0)
+# `(node, diffusers' guider, whether it predicts x0)`.
+GUIDERS = {
+    "APG": (("KleinKitAPG", APG | {"space": "denoised"}),
+            lambda: AdaptiveProjectedGuidance(CFG - 1.0, use_original_formulation=True, **PROJECTED), True),
+    "APG, velocity": (("KleinKitAPG", APG | {"space": "velocity"}),
+                      lambda: AdaptiveProjectedGuidance(CFG, **PROJECTED), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_guider(transformer, klein, run_node, name):
+    node, make, of_denoised = GUIDERS[name]
+    guider = make()
+
+    def velocity(x, sigma, step):
+        passes = [diffusers_velocity(transformer, x, sigma, text.expand(2, -1, -1)) for text in (COND, UNCOND)]
+        guider.set_state(step=step, num_inference_steps=STEPS, timestep=torch.tensor(0))
+        guider.prepare_inputs({})
+        if of_denoised:
+            return (x - guider.forward(*(x - sigma * v for v in passes)).pred) / sigma
+        return guider.forward(*passes).pred
+
+    theirs = diffusers_run(SIGMAS, NOISE, velocity)
+    ours = comfy_run(with_nodes(run_node, klein(), node), SIGMAS, NOISE, *prompts([]), CFG)
+    assert (ours - theirs).abs().max() <= LIMIT * theirs.abs().max()
+
+
 def test_base_uncond(transformer, klein, run_node):
     other = random_klein(seed=5)
     base = diffusers_transformer(dict(other.model.diffusion_model.state_dict()))
@@ -147,6 +177,7 @@ def test_adaptive(transformer, klein, run_node):
 HALF_PRECISION = {
     "CFG-Zero*": ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0)),
     "slerp": ("KleinKitSlerpCFG", {}),
+    "APG": ("KleinKitAPG", APG | {"space": "denoised"}),
     "renorm": ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True)),
     "interval": ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional")),
     "diminishing": ("KleinKitCFG", dict(schedule={"schedule": "diminishing", "cutoff": 0.2}, unguided="conditional")),

@@ -17,11 +17,15 @@ RULES = (
     ("KleinKitProbe", {}),
 )
 # They exclude each other.
-COMBINATIONS = (("KleinKitSlerpCFG", {}), ("KleinKitImageCFG", dict(image_scale=2.0)))
+COMBINATIONS = (
+    ("KleinKitSlerpCFG", {}),
+    ("KleinKitImageCFG", dict(image_scale=2.0)),
+    ("KleinKitAPG", dict(eta=0.0, norm_threshold=15.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0)),
+)
 
 
 def every_node(combination, fault=("none", 0)):
-    """A prompt with every node of the pack but one of the two that exclude each other."""
+    """A prompt with every node of the pack but all of those but one that exclude each other."""
     wanted = prompts.prompt(*RULES, combination, steps=4, fault=fault)
     more = {
         "base": ("UNETLoader", dict(unet_name="flux-2-klein-nano.safetensors", weight_dtype="default")),

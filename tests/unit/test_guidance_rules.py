@@ -7,6 +7,7 @@ import pytest
 import torch
 from kleinkit.guidance import stack
 from kleinkit.guidance.adaptive import Adaptive, cosine
+from kleinkit.guidance.apg import APG, SPACES
 from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
@@ -122,6 +123,7 @@ ALL_RULES = {
     "CFG-Zero*": (CFGZeroStar(zero_init_steps=0),),
     "slerp": (Slerp(),),
     "image CFG": (ImageCFG(3.0),),
+    **{f"APG in {space}": (APG(0.0, 2.5, -0.5, space),) for space in SPACES},
     "skip-layer": (SkipLayer(end=1.0),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
     **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
@@ -167,6 +169,7 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (SkipLayer(scale=0.0),),
         (SkipLayer(single_layers=()),),
         (ImageCFG(1.0),),
+        (APG(1.0, 0.0, 0.0),),
         (Adaptive(1.0),),
         (BaseUncond(),),
     ],
@@ -201,3 +204,35 @@ def test_a_distilled_model_has_no_cfg_above_1(cfg, effective):
 def test_nag_between_two_equal_texts_changes_no_bit(dtype, scale):
     z = torch.randn(2, 16, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert torch.equal(nag(z, z.clone(), scale, 2.5, 0.25), z)
+
+
+def apg_run(calls, cfg=4.0, **settings):
+    """The results of a run of model calls `(step, predictions)` with APG."""
+    rule, memory, results = APG(**settings), {}, []
+    for index, p in calls:
+        step = plan_step((rule,), index, 8, 1.0 - index / 8, cfg)
+        results.append(stack.combined(rule.transform(ScaledVelocities(**p), step, memory), step))
+    return results
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_apg_counts_a_step_of_several_calls_once(space):
+    one, other, last = ({name: random(2, seed + i) for i, name in enumerate(("x", "cond", "uncond"))} for seed in (0, 10, 20))
+    settings = dict(momentum=-0.5, norm_threshold=0.0, space=space)
+    once = apg_run([(0, one), (1, last)], **settings)
+    assert torch.equal(apg_run([(0, other), (0, one), (1, last)], **settings)[-1], once[-1])
+    assert not torch.allclose(apg_run([(1, last)], **settings)[-1], once[-1])
+
+
+def test_apg_keeps_the_average_over_steps_that_are_not_guided():
+    one, last = ({name: random(2, seed + i) for i, name in enumerate(("x", "cond", "uncond"))} for seed in (0, 20))
+    same = one | {"uncond": one["cond"]}
+    first, unguided, after = apg_run([(0, one), (1, same), (2, last)])
+    assert torch.equal(unguided, one["cond"])
+    assert torch.equal(after, apg_run([(0, one), (2, last)])[-1])
+
+
+def test_apg_has_a_cfg_of_its_own_where_it_acts_and_the_model_is_guided():
+    rules = (APG(start=0.5, scale=9.0),)
+    assert [plan_step(rules, i, 4, 1.0, 3.0).cfg for i in range(4)] == [3.0, 3.0, 9.0, 9.0]
+    assert [plan_step((*rules, Distilled()), i, 4, 1.0, 3.0).cfg for i in range(4)] == [1.0] * 4
