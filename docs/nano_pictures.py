@@ -173,6 +173,11 @@ PICTURES = {
         Row("cfg 10, APG denoised", (apg("denoised"),), cfg=10),
         Row("cfg 10, APG velocity", (apg("velocity"),), cfg=10),
     ),
+    "KleinKitMamboG": (
+        Row("cfg 10", cfg=10),
+        Row("cfg 10, MAMBO-G alpha 8", (("KleinKitMamboG", {"alpha": 8.0}),), cfg=10),
+        Row("cfg 20, MAMBO-G alpha 8", (("KleinKitMamboG", {"alpha": 8.0}),), cfg=20),
+    ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),
         Row("threshold 0.999: {passes} passes", (adaptive(0.999),)),

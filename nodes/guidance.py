@@ -15,6 +15,7 @@ from ..guidance.apg import APG, SPACES
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
 from ..guidance.image import ImageCFG
+from ..guidance.mambo_g import MamboG
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
@@ -452,6 +453,33 @@ class KleinKitAPG(io.ComfyNode):
         return io.NodeOutput(with_rule(model, APG(eta, norm_threshold, momentum, space, start, scale)))
 
 
+@names_itself
+class KleinKitMamboG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitMamboG",
+            display_name="Klein MAMBO-G",
+            description="Lowers cfg in each step by how far positive and negative are apart, so that a high cfg does no harm "
+            "in the first steps. Costs no pass.",
+            search_aliases=["magnitude aware guidance", "mambo", "burn", "fewer steps"],
+            inputs=[
+                io.Float.Input(
+                    "alpha",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How fast cfg falls where the two predictions are apart; 0 is off.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, alpha: float) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, MamboG(alpha)))
+
+
 NODES = [
     KleinKitCFG,
     KleinKitCFGZeroStar,
@@ -463,4 +491,5 @@ NODES = [
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
     KleinKitAPG,
+    KleinKitMamboG,
 ]

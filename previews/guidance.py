@@ -11,6 +11,7 @@ from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
 from ..guidance.distilled import Distilled
 from ..guidance.image import ImageCFG
+from ..guidance.mambo_g import MamboG
 from ..guidance.nag import NAG
 from ..guidance.plan import plan
 from ..guidance.renorm import Renorm
@@ -46,7 +47,9 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
     return kind(**inputs)
 
 
-RULES = {kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG)}
+RULES = {
+    kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG, MamboG)
+}
 # Rules of other fields than their node has inputs.
 FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer}
 

@@ -23,11 +23,17 @@ NODES = {
     "KleinKitAdaptiveGuidance": dict(threshold=0.3),
     "KleinKitNAG": dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=0.7),
     "KleinKitAPG": dict(eta=0.2, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
+    "KleinKitMamboG": dict(alpha=2.0),
 }
 # Of each of these, pairs are enough.
-PAIRED = {"KleinKitAPG"}
+PAIRED = {"KleinKitAPG", "KleinKitMamboG"}
 # Each of them decides how predictions are combined.
-EXCLUDE = {"KleinKitSlerpCFG": "Klein Slerp CFG", "KleinKitImageCFG": "Klein Image CFG", "KleinKitAPG": "Klein APG"}
+EXCLUDE = {
+    "KleinKitSlerpCFG": "Klein Slerp CFG",
+    "KleinKitImageCFG": "Klein Image CFG",
+    "KleinKitAPG": "Klein APG",
+    "KleinKitMamboG": "Klein MAMBO-G",
+}
 NEUTRAL = {
     "KleinKitCFG": CONSTANT,
     "KleinKitCFGZeroStar": dict(optimized_scale=False, zero_init_steps=0),
@@ -37,6 +43,7 @@ NEUTRAL = {
     "KleinKitAdaptiveGuidance": dict(threshold=1.0),
     "KleinKitNAG": dict(scale=1.0, tau=2.0, alpha=0.5, start=0.0, end=1.0),
     "KleinKitAPG": dict(eta=1.0, norm_threshold=0.0, momentum=0.0, space="denoised", start=0.0, scale=0.0),
+    "KleinKitMamboG": dict(alpha=0.0),
 }
 
 

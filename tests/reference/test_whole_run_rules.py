@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
+from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
 from kleinkit.nano.build import transformer as weights
 from kleinkit.nano.in_comfyui import random_klein
 from sampling import (
@@ -108,27 +109,40 @@ def test_rule(transformer, klein, run_node, name):
 
 APG = dict(eta=0.0, norm_threshold=15.0, momentum=-0.5, start=0.0, scale=0.0)
 PROJECTED = dict(adaptive_projected_guidance_momentum=-0.5, eta=0.0)
-# `(node, diffusers' guider, whether it predicts x0)`.
+
+
+def of_velocity(guider, x, sigma, passes):
+    return guider.forward(*passes).pred
+
+
+def of_denoised(guider, x, sigma, passes):
+    return (x - guider.forward(*(x - sigma * v for v in passes)).pred) / sigma
+
+
+def of_tokens(guider, x, sigma, passes):
+    return guider.forward(*(v.flatten(2) for v in passes)).pred.reshape(x.shape)
+
+
+# `(node, diffusers' guider, how it gets the predictions)`.
 GUIDERS = {
     "APG": (("KleinKitAPG", APG | {"space": "denoised"}),
-            lambda: AdaptiveProjectedGuidance(CFG - 1.0, use_original_formulation=True, **PROJECTED), True),
+            lambda: AdaptiveProjectedGuidance(CFG - 1.0, use_original_formulation=True, **PROJECTED), of_denoised),
     "APG, velocity": (("KleinKitAPG", APG | {"space": "velocity"}),
-                      lambda: AdaptiveProjectedGuidance(CFG, **PROJECTED), False),
+                      lambda: AdaptiveProjectedGuidance(CFG, **PROJECTED), of_velocity),
+    "MAMBO-G": (("KleinKitMamboG", {"alpha": 1.5}), lambda: MagnitudeAwareGuidance(CFG, 1.5), of_tokens),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_guider(transformer, klein, run_node, name):
-    node, make, of_denoised = GUIDERS[name]
+    node, make, guided = GUIDERS[name]
     guider = make()
 
     def velocity(x, sigma, step):
         passes = [diffusers_velocity(transformer, x, sigma, text.expand(2, -1, -1)) for text in (COND, UNCOND)]
         guider.set_state(step=step, num_inference_steps=STEPS, timestep=torch.tensor(0))
         guider.prepare_inputs({})
-        if of_denoised:
-            return (x - guider.forward(*(x - sigma * v for v in passes)).pred) / sigma
-        return guider.forward(*passes).pred
+        return guided(guider, x, sigma, passes)
 
     theirs = diffusers_run(SIGMAS, NOISE, velocity)
     ours = comfy_run(with_nodes(run_node, klein(), node), SIGMAS, NOISE, *prompts([]), CFG)

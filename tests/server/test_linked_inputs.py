@@ -26,6 +26,7 @@ WITH_WIDGETS = (
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
     "KleinKitAPG",
+    "KleinKitMamboG",
     "KleinKitSweep",
     "KleinKitContactSheet",
 )

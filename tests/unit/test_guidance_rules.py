@@ -12,6 +12,7 @@ from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.image import ImageCFG, image_cfg
+from kleinkit.guidance.mambo_g import MamboG, damping
 from kleinkit.guidance.nag import nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
@@ -90,6 +91,10 @@ class TestFormulas:
             x - (x - guided) * (rescale * factor + 1 - rescale),
         )
 
+    def test_damping(self):
+        exact = self.each_sample(lambda c, u, _: torch.exp(-0.5 * (c - u).norm() / u.norm()))
+        close(damping(self.cond, self.uncond, 0.5).flatten(), exact)
+
     def test_cosine(self):
         exact = self.each_sample(lambda c, u, _: (c * u).sum() / c.norm() / u.norm())
         close(cosine(self.cond, self.uncond), exact)
@@ -124,6 +129,7 @@ ALL_RULES = {
     "slerp": (Slerp(),),
     "image CFG": (ImageCFG(3.0),),
     **{f"APG in {space}": (APG(0.0, 2.5, -0.5, space),) for space in SPACES},
+    "MAMBO-G": (MamboG(),),
     "skip-layer": (SkipLayer(end=1.0),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
     **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
@@ -170,6 +176,7 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (SkipLayer(single_layers=()),),
         (ImageCFG(1.0),),
         (APG(1.0, 0.0, 0.0),),
+        (MamboG(0.0),),
         (Adaptive(1.0),),
         (BaseUncond(),),
     ],
