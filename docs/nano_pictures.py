@@ -178,6 +178,11 @@ PICTURES = {
         Row("cfg 10, MAMBO-G alpha 8", (("KleinKitMamboG", {"alpha": 8.0}),), cfg=10),
         Row("cfg 20, MAMBO-G alpha 8", (("KleinKitMamboG", {"alpha": 8.0}),), cfg=20),
     ),
+    "KleinKitFDG": (
+        Row("cfg 10", cfg=10),
+        Row("cfg 10, FDG 1, 0.44", (("KleinKitFDG", {"shares": "1, 0.44"}),), cfg=10),
+        Row("cfg 10, FDG 0.44, 1", (("KleinKitFDG", {"shares": "0.44, 1"}),), cfg=10),
+    ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),
         Row("threshold 0.999: {passes} passes", (adaptive(0.999),)),

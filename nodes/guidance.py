@@ -14,6 +14,7 @@ from ..guidance.adaptive import Adaptive
 from ..guidance.apg import APG, SPACES
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
+from ..guidance.fdg import FDG, parse_shares
 from ..guidance.image import ImageCFG
 from ..guidance.mambo_g import MamboG
 from ..guidance.nag import NAG
@@ -480,6 +481,31 @@ class KleinKitMamboG(io.ComfyNode):
         return io.NodeOutput(with_rule(model, MamboG(alpha)))
 
 
+@names_itself
+class KleinKitFDG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitFDG",
+            display_name="Klein FDG",
+            description="Frequency-Decoupled Guidance: guides fine detail more than the large shapes and colours, so that a "
+            "high cfg burns less. Costs no pass.",
+            search_aliases=["frequency decoupled guidance", "laplacian pyramid", "detail", "burn"],
+            inputs=[
+                io.String.Input(
+                    "shares",
+                    default="1, 0.44",
+                    tooltip="How much of the guidance each band of frequencies gets, finest first: 1 is the sampler's cfg, "
+                    "0 none. Each band is half as fine as the one before; the last has all the rest.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, shares: str) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, FDG(parse_shares(shares))))
+
+
 NODES = [
     KleinKitCFG,
     KleinKitCFGZeroStar,
@@ -492,4 +518,5 @@ NODES = [
     KleinKitNAG,
     KleinKitAPG,
     KleinKitMamboG,
+    KleinKitFDG,
 ]

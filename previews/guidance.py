@@ -10,6 +10,7 @@ from ..guidance.apg import APG
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
 from ..guidance.distilled import Distilled
+from ..guidance.fdg import FDG, parse_shares
 from ..guidance.image import ImageCFG
 from ..guidance.mambo_g import MamboG
 from ..guidance.nag import NAG
@@ -41,6 +42,10 @@ def _skip_layer(**inputs: Any) -> Rule:
     return _of_fields(SkipLayer, inputs | {name: layers_of(name, inputs[name]) for name in KINDS if name in inputs})
 
 
+def _fdg(**inputs: Any) -> Rule:
+    return _of_fields(FDG, inputs | ({"shares": parse_shares(inputs["shares"])} if "shares" in inputs else {}))
+
+
 def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
     for name in inputs:
         one_of("input", [field.name for field in fields(kind)], name)
@@ -48,10 +53,11 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
 
 
 RULES = {
-    kind.node: kind for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG, MamboG)
+    kind.node: kind
+    for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG, MamboG, FDG)
 }
 # Rules of other fields than their node has inputs.
-FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer}
+FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer, FDG: _fdg}
 
 
 def layers_of(name: str, text: Any, count: int | None = None) -> tuple[int, ...]:

@@ -24,15 +24,17 @@ NODES = {
     "KleinKitNAG": dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=0.7),
     "KleinKitAPG": dict(eta=0.2, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
     "KleinKitMamboG": dict(alpha=2.0),
+    "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
 }
 # Of each of these, pairs are enough.
-PAIRED = {"KleinKitAPG", "KleinKitMamboG"}
+PAIRED = {"KleinKitAPG", "KleinKitMamboG", "KleinKitFDG"}
 # Each of them decides how predictions are combined.
 EXCLUDE = {
     "KleinKitSlerpCFG": "Klein Slerp CFG",
     "KleinKitImageCFG": "Klein Image CFG",
     "KleinKitAPG": "Klein APG",
     "KleinKitMamboG": "Klein MAMBO-G",
+    "KleinKitFDG": "Klein FDG",
 }
 NEUTRAL = {
     "KleinKitCFG": CONSTANT,
@@ -44,6 +46,7 @@ NEUTRAL = {
     "KleinKitNAG": dict(scale=1.0, tau=2.0, alpha=0.5, start=0.0, end=1.0),
     "KleinKitAPG": dict(eta=1.0, norm_threshold=0.0, momentum=0.0, space="denoised", start=0.0, scale=0.0),
     "KleinKitMamboG": dict(alpha=0.0),
+    "KleinKitFDG": dict(shares="1, 1"),
 }
 
 

@@ -4,12 +4,13 @@ from collections import defaultdict
 
 import pytest
 import torch
-from diffusers import guiders
+from diffusers import Flux2KleinPipeline, guiders
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from diffusers.guiders.adaptive_projected_guidance_mix import AdaptiveProjectedMixGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+from diffusers.guiders.frequency_decoupled_guidance import FrequencyDecoupledGuidance, build_image_from_pyramid
 from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
 from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
 from hypothesis import given
@@ -17,20 +18,22 @@ from hypothesis import strategies as st
 from kleinkit.guidance import stack
 from kleinkit.guidance.apg import APG
 from kleinkit.guidance.cfg import CFG, Interval
+from kleinkit.guidance.fdg import FDG, joined, laplacian_pyramid, packed, unpacked
 from kleinkit.guidance.mambo_g import MamboG
 from kleinkit.guidance.plan import plan, plan_step
 from kleinkit.guidance.rule import ScaledVelocities
 from kleinkit.guidance.skip_layer import SkipLayer
 from kleinkit.guidance.zero_star import CFGZeroStar
+from kornia.geometry.transform import build_laplacian_pyramid
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
 BATCHES = (1, 4)
 LAYERS = dict(skip_layer_guidance_layers=[0])
 
 
-def predictions(batch, seed=0):
+def predictions(batch, seed=0, size=(6, 4)):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(batch, 128, 6, 4, generator=generator) for name in ("x", "cond", "uncond", "skip")}
+    return {name: torch.randn(batch, 128, *size, generator=generator) for name in ("x", "cond", "uncond", "skip")}
 
 
 def ours(rules, v, cfg, index=0, steps=8, memories=None):
@@ -165,6 +168,35 @@ def test_mambo_g(cfg, alpha):
     agree(ours((MamboG(alpha),), v, cfg), reference.reshape(v["cond"].shape), cfg)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (24, 40), (33, 17), (5, 7), (68, 120)], ids=str)
+@pytest.mark.parametrize("bands", (1, 2, 3))
+def test_the_pyramid_is_kornia_s(size, bands):
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    theirs = build_laplacian_pyramid(image, bands)
+    mine = laplacian_pyramid(image, bands)
+    assert [band.shape for band in mine] == [band.shape for band in theirs]
+    for band, reference in zip((*mine, joined(mine)), (*theirs, build_image_from_pyramid(theirs))):
+        agree(band, reference, 1.0)
+
+
+def test_a_latent_is_unpacked_as_diffusers_does():
+    latent = predictions(2)["x"]
+    spatial = unpacked(latent)
+    assert torch.equal(spatial, Flux2KleinPipeline._unpatchify_latents(latent))
+    assert torch.equal(packed(spatial, latent), latent)
+
+
+@pytest.mark.parametrize("scales", [(10.0, 5.0), (12.0, 6.0, 3.0), (6.0,)], ids=str)
+@pytest.mark.parametrize("size", [(6, 4), (6, 6)], ids=str)
+def test_fdg(scales, size):
+    v = predictions(2, size=size)
+    theirs_of = {name: unpacked(t) for name, t in v.items()}
+    # Where it pads, diffusers' class returns the larger picture.
+    reference = theirs(FrequencyDecoupledGuidance(list(scales)), theirs_of)[..., : 2 * size[0], : 2 * size[1]]
+    shares = tuple((scale - 1.0) / (scales[0] - 1.0) for scale in scales)
+    agree(ours((FDG(shares),), v, scales[0]), packed(reference, v["cond"]), scales[0])
+
+
 @pytest.mark.parametrize("prediction", ("uncond", "cond"))
 def test_a_negative_of_zero_and_a_negative_that_is_the_positive(prediction):
     v = predictions(2)
@@ -214,7 +246,7 @@ NODES = {
 }
 REASONS = {"LTX2Guidance": "It guides the sound and the video of LTX-2 together. Klein makes one picture."}
 # The mark goes with the node's arrival.
-TO_COME = ("KleinKitFDG", "KleinKitTCFG", "KleinKitAutoGuidance")
+TO_COME = ("KleinKitTCFG", "KleinKitAutoGuidance")
 
 
 def test_every_guider_of_diffusers_has_a_node_or_a_reason():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
+from diffusers.guiders.frequency_decoupled_guidance import FrequencyDecoupledGuidance
 from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
+from kleinkit.guidance.fdg import packed, unpacked
 from kleinkit.nano.build import transformer as weights
 from kleinkit.nano.in_comfyui import random_klein
 from sampling import (
@@ -123,6 +125,10 @@ def of_tokens(guider, x, sigma, passes):
     return guider.forward(*(v.flatten(2) for v in passes)).pred.reshape(x.shape)
 
 
+def of_picture(guider, x, sigma, passes):
+    return packed(guider.forward(*map(unpacked, passes)).pred, x)
+
+
 # `(node, diffusers' guider, how it gets the predictions)`.
 GUIDERS = {
     "APG": (("KleinKitAPG", APG | {"space": "denoised"}),
@@ -130,6 +136,7 @@ GUIDERS = {
     "APG, velocity": (("KleinKitAPG", APG | {"space": "velocity"}),
                       lambda: AdaptiveProjectedGuidance(CFG, **PROJECTED), of_velocity),
     "MAMBO-G": (("KleinKitMamboG", {"alpha": 1.5}), lambda: MagnitudeAwareGuidance(CFG, 1.5), of_tokens),
+    "FDG": (("KleinKitFDG", {"shares": "1, 0.5"}), lambda: FrequencyDecoupledGuidance([CFG, 2.5]), of_picture),
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ WITH_WIDGETS = (
     "KleinKitNAG",
     "KleinKitAPG",
     "KleinKitMamboG",
+    "KleinKitFDG",
     "KleinKitSweep",
     "KleinKitContactSheet",
 )

@@ -11,6 +11,7 @@ from kleinkit.guidance.apg import APG, SPACES
 from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
+from kleinkit.guidance.fdg import FDG, weighted
 from kleinkit.guidance.image import ImageCFG, image_cfg
 from kleinkit.guidance.mambo_g import MamboG, damping
 from kleinkit.guidance.nag import nag
@@ -130,6 +131,7 @@ ALL_RULES = {
     "image CFG": (ImageCFG(3.0),),
     **{f"APG in {space}": (APG(0.0, 2.5, -0.5, space),) for space in SPACES},
     "MAMBO-G": (MamboG(),),
+    "FDG": (FDG((1.0, 0.2, 0.7)),),
     "skip-layer": (SkipLayer(end=1.0),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
     **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
@@ -177,6 +179,7 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (ImageCFG(1.0),),
         (APG(1.0, 0.0, 0.0),),
         (MamboG(0.0),),
+        (FDG((1.0, 1.0)),),
         (Adaptive(1.0),),
         (BaseUncond(),),
     ],
@@ -243,3 +246,12 @@ def test_apg_has_a_cfg_of_its_own_where_it_acts_and_the_model_is_guided():
     rules = (APG(start=0.5, scale=9.0),)
     assert [plan_step(rules, i, 4, 1.0, 3.0).cfg for i in range(4)] == [3.0, 3.0, 9.0, 9.0]
     assert [plan_step((*rules, Distilled()), i, 4, 1.0, 3.0).cfg for i in range(4)] == [1.0] * 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 1), (3, 5), (17, 33), (5, 1, 9)], ids=str)
+@pytest.mark.parametrize("channels", (16, 128))
+@pytest.mark.parametrize("bands", (1, 2, 8))
+def test_the_bands_of_a_latent_of_any_size_are_the_latent(size, channels, bands):
+    v = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    close(weighted(v, (0.5,) * bands), 0.5 * v.double())
+    assert torch.isfinite(weighted(v, tuple(range(1, bands + 1)))).all()
