@@ -183,6 +183,10 @@ PICTURES = {
         Row("cfg 10, FDG 1, 0.44", (("KleinKitFDG", {"shares": "1, 0.44"}),), cfg=10),
         Row("cfg 10, FDG 0.44, 1", (("KleinKitFDG", {"shares": "0.44, 1"}),), cfg=10),
     ),
+    "KleinKitTCFG": (
+        Row("cfg 8", cfg=8),
+        Row("cfg 8, TCFG", (("KleinKitTCFG", {}),), cfg=8),
+    ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),
         Row("threshold 0.999: {passes} passes", (adaptive(0.999),)),

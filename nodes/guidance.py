@@ -23,6 +23,7 @@ from ..guidance.renorm import Renorm
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
+from ..guidance.tcfg import TCFG
 from ..guidance.zero_star import CFGZeroStar
 
 
@@ -506,6 +507,24 @@ class KleinKitFDG(io.ComfyNode):
         return io.NodeOutput(with_rule(model, FDG(parse_shares(shares))))
 
 
+@names_itself
+class KleinKitTCFG(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitTCFG",
+            display_name="Klein TCFG",
+            description="Tangential damping: takes out of the negative prediction what it does not share with the positive. "
+            "Costs no pass.",
+            search_aliases=["tangential damping", "tangential cfg"],
+            inputs=[],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, TCFG()))
+
+
 NODES = [
     KleinKitCFG,
     KleinKitCFGZeroStar,
@@ -519,4 +538,5 @@ NODES = [
     KleinKitAPG,
     KleinKitMamboG,
     KleinKitFDG,
+    KleinKitTCFG,
 ]

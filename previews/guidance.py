@@ -19,6 +19,7 @@ from ..guidance.renorm import Renorm
 from ..guidance.rule import UNCOND, Rule
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
+from ..guidance.tcfg import TCFG
 from ..guidance.zero_star import CFGZeroStar
 from .sigmas import inputs_of
 from .sigmas import preview as preview_sigmas
@@ -54,7 +55,7 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
 
 RULES = {
     kind.node: kind
-    for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG, MamboG, FDG)
+    for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG, MamboG, FDG, TCFG)
 }
 # Rules of other fields than their node has inputs.
 FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer, FDG: _fdg}

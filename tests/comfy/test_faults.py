@@ -11,6 +11,7 @@ SIGMAS = torch.tensor([1.0, 0.7, 0.3, 0.0])
 STEPS = len(SIGMAS) - 1
 RULES = (
     ("KleinKitCFG", dict(schedule={"schedule": "diminishing", "cutoff": 1.0}, unguided="conditional")),
+    ("KleinKitTCFG", {}),
     ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0)),
     (
         "KleinKitSkipLayerGuidance",

@@ -25,9 +25,10 @@ NODES = {
     "KleinKitAPG": dict(eta=0.2, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
     "KleinKitMamboG": dict(alpha=2.0),
     "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
+    "KleinKitTCFG": {},
 }
 # Of each of these, pairs are enough.
-PAIRED = {"KleinKitAPG", "KleinKitMamboG", "KleinKitFDG"}
+PAIRED = {"KleinKitAPG", "KleinKitMamboG", "KleinKitFDG", "KleinKitTCFG"}
 # Each of them decides how predictions are combined.
 EXCLUDE = {
     "KleinKitSlerpCFG": "Klein Slerp CFG",

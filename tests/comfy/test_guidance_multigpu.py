@@ -23,6 +23,7 @@ NODES = {
     "KleinKitAPG": dict(eta=0.0, norm_threshold=2.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
     "KleinKitMamboG": dict(alpha=2.0),
     "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
+    "KleinKitTCFG": {},
     "KleinKitDynamicShift": {"shift": {"shift": "flux2"}},
 }
 

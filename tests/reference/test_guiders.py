@@ -13,6 +13,7 @@ from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZ
 from diffusers.guiders.frequency_decoupled_guidance import FrequencyDecoupledGuidance, build_image_from_pyramid
 from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
 from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
+from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
 from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance import stack
@@ -23,8 +24,10 @@ from kleinkit.guidance.mambo_g import MamboG
 from kleinkit.guidance.plan import plan, plan_step
 from kleinkit.guidance.rule import ScaledVelocities
 from kleinkit.guidance.skip_layer import SkipLayer
+from kleinkit.guidance.tcfg import TCFG
 from kleinkit.guidance.zero_star import CFGZeroStar
 from kornia.geometry.transform import build_laplacian_pyramid
+from sampling import exact_svd
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
 BATCHES = (1, 4)
@@ -197,6 +200,17 @@ def test_fdg(scales, size):
     agree(ours((FDG(shares),), v, scales[0]), packed(reference, v["cond"]), scales[0])
 
 
+@pytest.mark.parametrize("near", (0.3, 1.0))
+@pytest.mark.parametrize("cfg", GUIDED)
+def test_tcfg(monkeypatch, cfg, near):
+    v = predictions(4)
+    v["uncond"] = v["cond"] + near * v["uncond"]
+    mine, guider = ours((TCFG(),), v, cfg), TangentialClassifierFreeGuidance(cfg)
+    assert (mine - theirs(guider, v)).abs().max() <= 2e-4 * max(1.0, cfg)
+    monkeypatch.setattr(torch.linalg, "svd", exact_svd)
+    agree(mine, theirs(guider, v), cfg)
+
+
 @pytest.mark.parametrize("prediction", ("uncond", "cond"))
 def test_a_negative_of_zero_and_a_negative_that_is_the_positive(prediction):
     v = predictions(2)
@@ -246,7 +260,7 @@ NODES = {
 }
 REASONS = {"LTX2Guidance": "It guides the sound and the video of LTX-2 together. Klein makes one picture."}
 # The mark goes with the node's arrival.
-TO_COME = ("KleinKitTCFG", "KleinKitAutoGuidance")
+TO_COME = "KleinKitAutoGuidance"
 
 
 def test_every_guider_of_diffusers_has_a_node_or_a_reason():

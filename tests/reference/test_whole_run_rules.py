@@ -5,6 +5,7 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from diffusers.guiders.frequency_decoupled_guidance import FrequencyDecoupledGuidance
 from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
+from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
 from kleinkit.guidance.fdg import packed, unpacked
 from kleinkit.nano.build import transformer as weights
 from kleinkit.nano.in_comfyui import random_klein
@@ -15,6 +16,7 @@ from sampling import (
     diffusers_transformer,
     diffusers_velocity,
     embeddings,
+    exact_svd,
     latent_noise,
     with_nodes,
 )
@@ -137,11 +139,13 @@ GUIDERS = {
                       lambda: AdaptiveProjectedGuidance(CFG, **PROJECTED), of_velocity),
     "MAMBO-G": (("KleinKitMamboG", {"alpha": 1.5}), lambda: MagnitudeAwareGuidance(CFG, 1.5), of_tokens),
     "FDG": (("KleinKitFDG", {"shares": "1, 0.5"}), lambda: FrequencyDecoupledGuidance([CFG, 2.5]), of_picture),
+    "TCFG": (("KleinKitTCFG", {}), lambda: TangentialClassifierFreeGuidance(CFG), of_velocity),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GUIDERS)
-def test_guider(transformer, klein, run_node, name):
+def test_guider(transformer, klein, run_node, monkeypatch, name):
+    monkeypatch.setattr(torch.linalg, "svd", exact_svd)
     node, make, guided = GUIDERS[name]
     guider = make()
 

@@ -33,6 +33,7 @@ RULES = {
     "KleinKitAPG": {"eta": 0.5, "norm_threshold": 10.0, "momentum": -0.25, "space": "velocity", "start": 0.5, "scale": 8.0},
     "KleinKitMamboG": {"alpha": 6.0},
     "KleinKitFDG": {"shares": "1, 0.5"},
+    "KleinKitTCFG": {},
 }
 TEXTS = {"double_layers": ("", "1-3"), "single_layers": ("9", "7-9, 12"), "values": ("1, 2, 4:10:2", "0.5")}
 LOADER = {"diffusion_model": NANO["flux-2-klein-4b.safetensors"]}

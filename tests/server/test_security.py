@@ -11,6 +11,7 @@ RULES = (
     ("KleinKitCFG", {"schedule": "skip", "schedule.mode": "late", "schedule.guided_ratio": 0.5, "unguided": "conditional"}),
     ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1)),
     ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
+    ("KleinKitTCFG", {}),
     ("KleinKitAdaptiveGuidance", dict(threshold=0.99)),
     ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     ("KleinKitBaseUncond", dict(base_model=["base", 0])),
@@ -41,7 +42,7 @@ def every_node(combination, fault=("none", 0)):
         ),
         "show": ("PreviewAny", dict(source=["sigmas", 0])),
         "sheet": ("KleinKitContactSheet", dict(images=["picture", 0], labels=["sweep", 1], columns=2, title="cfg")),
-        "report": ("KleinKitReport", dict(probe=["rule7", 1], latent=["sampler", 0])),
+        "report": ("KleinKitReport", dict(probe=["rule8", 1], latent=["sampler", 0])),
         "plot": ("PreviewImage", dict(images=["report", 0])),
         "look": ("KleinKitTestState", dict(image=["sheet", 0])),
     }

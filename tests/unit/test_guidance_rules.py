@@ -20,6 +20,7 @@ from kleinkit.guidance.renorm import MODES, Renorm, renorm
 from kleinkit.guidance.rule import ScaledVelocities
 from kleinkit.guidance.skip_layer import SkipLayer, rescaled
 from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
+from kleinkit.guidance.tcfg import TCFG, damped
 from kleinkit.guidance.zero_star import CFGZeroStar, optimized_scale
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
@@ -92,6 +93,13 @@ class TestFormulas:
             x - (x - guided) * (rescale * factor + 1 - rescale),
         )
 
+    def test_damped(self):
+        def formula(c, u, _):
+            first = torch.linalg.svd(torch.stack([c, u]).flatten(1), full_matrices=False).Vh[0]
+            return ((u.flatten() @ first) * first).reshape(u.shape)
+
+        close(damped(self.cond, self.uncond), self.each_sample(formula))
+
     def test_damping(self):
         exact = self.each_sample(lambda c, u, _: torch.exp(-0.5 * (c - u).norm() / u.norm()))
         close(damping(self.cond, self.uncond, 0.5).flatten(), exact)
@@ -131,6 +139,7 @@ ALL_RULES = {
     "image CFG": (ImageCFG(3.0),),
     **{f"APG in {space}": (APG(0.0, 2.5, -0.5, space),) for space in SPACES},
     "MAMBO-G": (MamboG(),),
+    "TCFG": (TCFG(),),
     "FDG": (FDG((1.0, 0.2, 0.7)),),
     "skip-layer": (SkipLayer(end=1.0),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
@@ -248,10 +257,11 @@ def test_apg_has_a_cfg_of_its_own_where_it_acts_and_the_model_is_guided():
     assert [plan_step((*rules, Distilled()), i, 4, 1.0, 3.0).cfg for i in range(4)] == [1.0] * 4
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 1), (3, 5), (17, 33), (5, 1, 9)], ids=str)
-@pytest.mark.parametrize("channels", (16, 128))
+@pytest.mark.parametrize(
+    "size", [(16, 1, 1), (3, 1, 7), (128, 1, 1), (128, 2, 1), (128, 3, 5), (3, 17, 33), (3, 5, 1, 9)], ids=str
+)
 @pytest.mark.parametrize("bands", (1, 2, 8))
-def test_the_bands_of_a_latent_of_any_size_are_the_latent(size, channels, bands):
-    v = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+def test_the_bands_of_a_latent_of_any_size_are_the_latent(size, bands):
+    v = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     close(weighted(v, (0.5,) * bands), 0.5 * v.double())
     assert torch.isfinite(weighted(v, tuple(range(1, bands + 1)))).all()
