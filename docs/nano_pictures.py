@@ -152,6 +152,7 @@ PICTURES = {
         Row("cfg 8", cfg=8),
         Row("cfg 8, Slerp", (("KleinKitSlerpCFG", {}),), cfg=8),
         Row("cfg 20, Slerp", (("KleinKitSlerpCFG", {}),), cfg=20),
+        Row("cfg 20, Slerp, cap 20", (("KleinKitSlerpCFG", {"cap": 20.0}),), cfg=20),
     ),
     "KleinKitBaseUncond": (
         Row("distilled, cfg 3", cfg=3, steps=4, loader=UNGUARDED),

@@ -253,13 +253,24 @@ class KleinKitSlerpCFG(io.ComfyNode):
             node_id="KleinKitSlerpCFG",
             display_name="Klein Slerp CFG",
             description="Combines positive and negative along the arc between them instead of the line.",
-            search_aliases=["slerp", "spherical cfg"],
-            inputs=[],
+            search_aliases=["slerp", "spherical cfg", "angle domain guidance", "adg"],
+            inputs=[
+                io.Float.Input(
+                    "cap",
+                    default=0.0,
+                    min=0.0,
+                    max=180.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="The largest angle in degrees by which the positive prediction is turned; 0 is none, 60 is "
+                    "Angle-Domain Guidance's.",
+                ),
+            ],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher) -> io.NodeOutput:
-        return io.NodeOutput(with_rule(model, Slerp()))
+    def execute(cls, model: ModelPatcher, cap: float = 0.0) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, Slerp(cap)))
 
 
 @names_itself

@@ -1,5 +1,7 @@
 """Whole runs of the rules: diffusers' transformer, and its guider, or each rule's formula in float64 where it has none."""
 
+import math
+
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
@@ -34,9 +36,10 @@ def flat(v):
     return v.double().flatten(1)
 
 
-def slerp(cond, uncond, cfg):
+def slerp(cond, uncond, cfg, cap=math.inf):
     theta = torch.acos((flat(cond) * flat(uncond)).sum(1) / flat(cond).norm(dim=1) / flat(uncond).norm(dim=1))
-    of_cond, of_uncond = (torch.sin(w * theta) / torch.sin(theta) for w in (cfg, 1 - cfg))
+    turn = ((cfg - 1) * theta).clamp(max=math.radians(cap))
+    of_cond, of_uncond = torch.sin(theta + turn) / torch.sin(theta), -torch.sin(turn) / torch.sin(theta)
     return of_cond[:, None, None, None] * cond.double() + of_uncond[:, None, None, None] * uncond.double()
 
 
@@ -61,6 +64,7 @@ def scheduled(scales):
 
 RULES = {
     "slerp": ((("KleinKitSlerpCFG", {}),), lambda v, step: slerp(v("cond"), v("uncond"), CFG)),
+    "slerp with a cap": ((("KleinKitSlerpCFG", {"cap": 10.0}),), lambda v, step: slerp(v("cond"), v("uncond"), CFG, 10.0)),
     "renorm": ((("KleinKitRenorm", dict(mode="token", strength=0.75, shrink_only=True)),), renormed),
     "image CFG": ((("KleinKitImageCFG", {"image_scale": 2.5}),), image_cfg),
     "diminishing": (

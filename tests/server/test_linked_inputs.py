@@ -22,6 +22,7 @@ WITH_WIDGETS = (
     "KleinKitCFGZeroStar",
     "KleinKitSkipLayerGuidance",
     "KleinKitRenorm",
+    "KleinKitSlerpCFG",
     "KleinKitImageCFG",
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",

@@ -25,7 +25,7 @@ RULES = {
     "KleinKitSkipLayerGuidance": {"scale": 2.5, "double_layers": "1", "single_layers": "7-9, 12", "mode": "attention"},
     "KleinKitCFGZeroStar": {"optimized_scale": True, "zero_init_steps": 2},
     "KleinKitRenorm": {"mode": "token", "strength": 0.5, "shrink_only": False},
-    "KleinKitSlerpCFG": {},
+    "KleinKitSlerpCFG": {"cap": 60.0},
     "KleinKitImageCFG": {"image_scale": 1.5},
     "KleinKitBaseUncond": {},
     "KleinKitAdaptiveGuidance": {"threshold": 0.9},

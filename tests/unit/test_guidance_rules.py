@@ -132,10 +132,46 @@ def test_slerp_is_plain_cfg_for_small_angles(angle):
     close(slerp(cond, uncond, 4.0), combine(cond, uncond, 4.0), 10)
 
 
+@pytest.mark.parametrize("cap, cfg", [(60.0, 20.0), (60.0, 1.5), (5.0, 4.0), (60.0, 0.25)])
+def test_a_cap_on_slerp_is_on_the_angle_beyond_the_positive(cap, cfg):
+    cond, other = (torch.nn.functional.normalize(random(3, seed, torch.float64).flatten(1)) for seed in (0, 1))
+    uncond = torch.nn.functional.normalize(cond + torch.tensor([[0.1], [0.5], [2.0]]) * other)
+    theta = torch.acos((cond * uncond).sum(1))
+    result = slerp(cond, uncond, cfg, cap)
+    turned = torch.acos((result * cond).sum(1).clamp(max=1.0))
+    assert torch.allclose(turned, ((cfg - 1.0) * theta).abs().clamp(max=math.radians(cap)), atol=1e-6)
+    assert torch.allclose(result.norm(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+def angle_domain_guidance(cond, uncond, cfg, cap):
+    """The authors' code of arXiv 2506.11039 (github.com/jinc7461/ADG, method/ADG_SD3.py), without its rounding of w."""
+    c, u = cond.flatten(1), uncond.flatten(1)
+    theta = torch.acos((c * u).sum(1, keepdim=True) / c.norm(dim=1, keepdim=True) / u.norm(dim=1, keepdim=True))
+    turn = ((cfg - 1.0) * theta).clamp(max=math.radians(cap))
+    beside = c - u - (c * u - u * u).sum(1, keepdim=True) / (u * u).sum(1, keepdim=True) * u
+    return (turn.cos() * c + turn.sin() / theta.sin() * beside).reshape(cond.shape)
+
+
+@pytest.mark.parametrize("small", (1e-2, 1e-3))
+def test_capped_slerp_is_angle_domain_guidance_for_small_angles(small):
+    cond = random(3, 0, torch.float64)
+    # As long as the positive.
+    other = random(3, 1, torch.float64)
+    uncond = cond * math.cos(small) + other * math.sin(small)
+    uncond = uncond / uncond.flatten(1).norm(dim=1)[:, None, None, None] * cond.flatten(1).norm(dim=1)[:, None, None, None]
+    for cap in (60.0, math.degrees(small)):
+        far = slerp(cond, uncond, 4.0, cap) - angle_domain_guidance(cond, uncond, 4.0, cap)
+        assert far.norm() <= 10.0 * small**2 * cond.norm()
+        # The cap counts in both.
+        if cap < 60.0:
+            assert (slerp(cond, uncond, 4.0, cap) - slerp(cond, uncond, 4.0)).norm() > 0.5 * small * cond.norm()
+
+
 ALL_RULES = {
     "CFG": (CFG(),),
     "CFG-Zero*": (CFGZeroStar(zero_init_steps=0),),
     "slerp": (Slerp(),),
+    "slerp with a cap": (Slerp(60.0),),
     "image CFG": (ImageCFG(3.0),),
     **{f"APG in {space}": (APG(0.0, 2.5, -0.5, space),) for space in SPACES},
     "MAMBO-G": (MamboG(),),
@@ -198,6 +234,14 @@ def test_neutral_settings_leave_the_sampler_s_own_result(rules):
     step = plan_step(rules, 0, 8, 1.0, 4.0)
     assert step.passes == ("cond", "uncond") and step.cfg == 4.0
     assert stack.apply(rules, ScaledVelocities(**p), step, defaultdict(dict)) is None
+
+
+def test_cfg_zero_star_scales_the_negative_that_tcfg_leaves():
+    p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond"))}
+    uncond = damped(p["cond"], p["uncond"])
+    uncond = optimized_scale(p["cond"], uncond) * uncond
+    for rules in ((TCFG(), CFGZeroStar(zero_init_steps=0)), (CFGZeroStar(zero_init_steps=0), TCFG())):
+        assert torch.equal(guided(rules, p, 4.0), combine(p["cond"], uncond, 4.0))
 
 
 def test_the_same_node_twice_counts_once():
