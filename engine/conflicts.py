@@ -12,7 +12,7 @@ from comfy.samplers import CFGGuider
 from ..checkpoint.families import FLUX2_KLEIN, FLUX3_KLEIN
 from ..guidance.image import IMAGE, has_references
 from ..guidance.plan import plan
-from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, UNCOND, Rule
+from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, TANGENT, UNCOND, Rule
 from .family import family_of_model
 from .run import Run, at_sigma, titles
 
@@ -65,8 +65,7 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
                 f"`allow`.{offer}"
             )
     theirs = model_options.get("sampler_cfg_function")
-    if theirs is not None and title.keys() & {COMBINE, NEGATIVE}:
-        ours = title.get(COMBINE) or title[NEGATIVE]
+    if theirs is not None and (ours := title.get(COMBINE) or title.get(NEGATIVE) or title.get(TANGENT)):
         yield (
             f"{ours} and another node's function ({name_of(theirs)}) both change how the positive and the negative are "
             "combined. Remove one."

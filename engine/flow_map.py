@@ -8,13 +8,13 @@ from comfy.samplers import CFGGuider
 from ..checks import expected, in_node
 from ..guidance.flow_map import does, sampler_name
 from ..guidance.plan import plan
-from ..guidance.rule import ADAPTIVE, BASE, COMBINE, NEGATIVE, RENORM, UNCOND
+from ..guidance.rule import ADAPTIVE, BASE, COMBINE, NEGATIVE, RENORM, TANGENT, UNCOND
 from ..guidance.zero_star import CFGZeroStar
 from .conflicts import scale_of
 from .run import Run, titles
 
 # Orders of rules that need a negative prediction.
-OF_NEGATIVE = (ADAPTIVE, BASE, NEGATIVE, COMBINE)
+OF_NEGATIVE = (ADAPTIVE, BASE, TANGENT, NEGATIVE, COMBINE)
 
 
 def refuse(run: Run) -> None:

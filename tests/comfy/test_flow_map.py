@@ -309,6 +309,7 @@ class TestGuidance:
     def test_rules_that_need_a_negative_say_so(self, run_node, guarded, sigmas, said):
         nodes = (
             ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0)),
+            ("KleinKitTCFG", {}),
             ("KleinKitSlerpCFG", {}),
             ("KleinKitAdaptiveGuidance", {"threshold": 0.99}),
             ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True)),
@@ -316,8 +317,8 @@ class TestGuidance:
         model = with_nodes(run_node, guarded(), *nodes)
         assert torch.equal(run(model, sigmas(model)), run(stand_in(flow_map=True), sigmas(model)))
         assert said() == [
-            "KleinKit: No negative runs on this distilled model, so nothing comes of Klein CFG-Zero*, Klein Slerp CFG, "
-            "Klein Adaptive Guidance, Klein Renorm."
+            "KleinKit: No negative runs on this distilled model, so nothing comes of Klein CFG-Zero*, Klein TCFG, "
+            "Klein Slerp CFG, Klein Adaptive Guidance, Klein Renorm."
         ]
 
     def test_what_joins_predictions_is_an_experiment(self, run_node, guarded, hooked, sigmas, said):
