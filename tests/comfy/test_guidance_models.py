@@ -92,6 +92,10 @@ PREDICTIONS_ONLY = {
     "KleinKitCFGZeroStar": dict(optimized_scale=True, zero_init_steps=1),
     "KleinKitRenorm": dict(mode="global", strength=1.0, shrink_only=False),
     "KleinKitSlerpCFG": {},
+    "KleinKitAPG": dict(eta=0.0, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
+    "KleinKitMamboG": dict(alpha=2.0),
+    "KleinKitFDG": dict(shares="1, 0.4"),
+    "KleinKitTCFG": {},
     "KleinKitAdaptiveGuidance": dict(threshold=-1.0),
 }
 

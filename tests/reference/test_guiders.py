@@ -1,6 +1,7 @@
 """Each rule against diffusers' own guider, on random tensors."""
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance import stack
 from kleinkit.guidance.apg import APG
-from kleinkit.guidance.cfg import CFG, Interval
+from kleinkit.guidance.cfg import CFG, Interval, combine
 from kleinkit.guidance.fdg import FDG, joined, laplacian_pyramid, packed, unpacked
 from kleinkit.guidance.mambo_g import MamboG
 from kleinkit.guidance.plan import plan, plan_step
@@ -258,6 +259,7 @@ NODES = {
     "PerturbedAttentionGuidance": "KleinKitSkipLayerGuidance",
     "SmoothedEnergyGuidance": "KleinKitSkipLayerGuidance",
 }
+PAGE = (Path(__file__).parents[2] / "docs" / "guiders.md").read_text("utf-8")
 REASONS = {"LTX2Guidance": "It guides the sound and the video of LTX-2 together. Klein makes one picture."}
 # The mark goes with the node's arrival.
 TO_COME = "KleinKitAutoGuidance"
@@ -266,6 +268,7 @@ TO_COME = "KleinKitAutoGuidance"
 def test_every_guider_of_diffusers_has_a_node_or_a_reason():
     there = {name for name, value in vars(guiders).items() if isinstance(value, type) and issubclass(value, BaseGuidance)}
     assert there - {"BaseGuidance"} == NODES.keys() | REASONS.keys()
+    assert [name for name in (*NODES, *REASONS) if f"`{name}`" not in PAGE] == []
 
 
 @pytest.mark.parametrize(
@@ -277,3 +280,22 @@ def test_every_guider_of_diffusers_has_a_node_or_a_reason():
 )
 def test_a_guider_s_node_is_there(comfy, node):
     assert node in comfy.NODE_CLASS_MAPPINGS
+
+
+@pytest.mark.parametrize("settings", PROJECTED, ids=str)
+def test_comfyui_s_apg_is_the_paper_s_at_one_cfg_more(comfy, run_node, settings):
+    class Model:
+        def clone(self):
+            return self
+
+        def set_model_sampler_pre_cfg_function(self, function):
+            self.function = function
+
+    model, cfg, memories = Model(), 4.0, defaultdict(dict)
+    run_node("APG", model=model, **settings)
+    for index in range(3):
+        v = predictions(2, index)
+        out = [v["x"] - v["cond"], v["x"] - v["uncond"]]
+        args = dict(conds_out=out, sigma=torch.full((2,), 1.0 - index / 4), cond_scale=cfg)
+        cond, uncond = model.function(args)
+        agree(v["x"] - combine(cond, uncond, cfg), ours((APG(**settings),), v, cfg + 1.0, index, 4, memories), cfg)
