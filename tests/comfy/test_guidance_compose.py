@@ -29,6 +29,9 @@ NODES = {
 }
 # Of each of these, pairs are enough.
 PAIRED = {"KleinKitAPG", "KleinKitMamboG", "KleinKitFDG", "KleinKitTCFG"}
+# They join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough.
+LIKE_SLERP = {"KleinKitMamboG", "KleinKitFDG"}
+CHANGE = {"KleinKitCFGZeroStar", "KleinKitTCFG", "KleinKitSkipLayerGuidance"}
 # Each of them decides how predictions are combined.
 EXCLUDE = {
     "KleinKitSlerpCFG": "Klein Slerp CFG",
@@ -89,7 +92,10 @@ def chain(run_node, model, base, names):
 
 
 def allowed(names):
-    return len(EXCLUDE.keys() & set(names)) < 2 and (len(names) == 2 or not PAIRED & set(names))
+    names = set(names)
+    if LIKE_SLERP & names and not CHANGE & names:
+        return False
+    return len(EXCLUDE.keys() & names) < 2 and (len(names) == 2 or not PAIRED & names)
 
 
 @pytest.mark.parametrize(
