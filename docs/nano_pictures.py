@@ -174,10 +174,10 @@ PICTURES = {
         Row("cfg 10, APG denoised", (apg("denoised"),), cfg=10),
         Row("cfg 10, APG velocity", (apg("velocity"),), cfg=10),
     ),
-    "KleinKitMamboG": (
+    "KleinKitMAMBOG": (
         Row("cfg 10", cfg=10),
-        Row("cfg 10, MAMBO-G alpha 8", (("KleinKitMamboG", {"alpha": 8.0}),), cfg=10),
-        Row("cfg 20, MAMBO-G alpha 8", (("KleinKitMamboG", {"alpha": 8.0}),), cfg=20),
+        Row("cfg 10, MAMBO-G alpha 8", (("KleinKitMAMBOG", {"alpha": 8.0}),), cfg=10),
+        Row("cfg 20, MAMBO-G alpha 8", (("KleinKitMAMBOG", {"alpha": 8.0}),), cfg=20),
     ),
     "KleinKitFDG": (
         Row("cfg 10", cfg=10),

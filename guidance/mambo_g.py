@@ -28,7 +28,7 @@ def damping(cond: torch.Tensor, uncond: torch.Tensor, alpha: float) -> torch.Ten
 class MamboG(Rule):
     """v = v_u + w' (v_c − v_u), w' = 1 + (w − 1) exp(−α ‖v_c − v_u‖ / ‖v_u‖)."""
 
-    node: ClassVar[str] = "KleinKitMamboG"
+    node: ClassVar[str] = "KleinKitMAMBOG"
     title: ClassVar[str] = "Klein MAMBO-G"
     order: ClassVar[int] = COMBINE
     alpha: float = 8.0

@@ -467,11 +467,11 @@ class KleinKitAPG(io.ComfyNode):
 
 
 @names_itself
-class KleinKitMamboG(io.ComfyNode):
+class KleinKitMAMBOG(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            node_id="KleinKitMamboG",
+            node_id="KleinKitMAMBOG",
             display_name="Klein MAMBO-G",
             description="Lowers cfg in each step by how far positive and negative are apart, so that a high cfg does no harm "
             "in the first steps. Costs no pass.",
@@ -547,7 +547,7 @@ NODES = [
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
     KleinKitAPG,
-    KleinKitMamboG,
+    KleinKitMAMBOG,
     KleinKitFDG,
     KleinKitTCFG,
 ]

@@ -26,7 +26,7 @@ NODES = {
     },
     "slerp": ("KleinKitSlerpCFG", {}),
     "nag": ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
-    "mambo-g": ("KleinKitMamboG", {"alpha": 2.0}),
+    "mambo-g": ("KleinKitMAMBOG", {"alpha": 2.0}),
     "fdg": ("KleinKitFDG", {"shares": "1, 0.2, 0.7"}),
     "tcfg": ("KleinKitTCFG", {}),
     "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),

@@ -23,21 +23,21 @@ NODES = {
     "KleinKitAdaptiveGuidance": dict(threshold=0.3),
     "KleinKitNAG": dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=0.7),
     "KleinKitAPG": dict(eta=0.2, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
-    "KleinKitMamboG": dict(alpha=2.0),
+    "KleinKitMAMBOG": dict(alpha=2.0),
     "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
     "KleinKitTCFG": {},
 }
 # Of each of these, pairs are enough.
-PAIRED = {"KleinKitAPG", "KleinKitMamboG", "KleinKitFDG", "KleinKitTCFG"}
+PAIRED = {"KleinKitAPG", "KleinKitMAMBOG", "KleinKitFDG", "KleinKitTCFG"}
 # They join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough.
-LIKE_SLERP = {"KleinKitMamboG", "KleinKitFDG"}
+LIKE_SLERP = {"KleinKitMAMBOG", "KleinKitFDG"}
 CHANGE = {"KleinKitCFGZeroStar", "KleinKitTCFG", "KleinKitSkipLayerGuidance"}
 # Each of them decides how predictions are combined.
 EXCLUDE = {
     "KleinKitSlerpCFG": "Klein Slerp CFG",
     "KleinKitImageCFG": "Klein Image CFG",
     "KleinKitAPG": "Klein APG",
-    "KleinKitMamboG": "Klein MAMBO-G",
+    "KleinKitMAMBOG": "Klein MAMBO-G",
     "KleinKitFDG": "Klein FDG",
 }
 NEUTRAL = {
@@ -49,7 +49,7 @@ NEUTRAL = {
     "KleinKitAdaptiveGuidance": dict(threshold=1.0),
     "KleinKitNAG": dict(scale=1.0, tau=2.0, alpha=0.5, start=0.0, end=1.0),
     "KleinKitAPG": dict(eta=1.0, norm_threshold=0.0, momentum=0.0, space="denoised", start=0.0, scale=0.0),
-    "KleinKitMamboG": dict(alpha=0.0),
+    "KleinKitMAMBOG": dict(alpha=0.0),
     "KleinKitFDG": dict(shares="1, 1"),
 }
 

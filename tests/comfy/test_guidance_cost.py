@@ -184,7 +184,7 @@ EVERY_RULE = (
 COMBINATIONS = {
     "KleinKitSlerpCFG": {},
     "KleinKitAPG": dict(eta=0.0, norm_threshold=5.0, momentum=-0.5, space="velocity", start=0.0, scale=0.0),
-    "KleinKitMamboG": dict(alpha=8.0),
+    "KleinKitMAMBOG": dict(alpha=8.0),
     "KleinKitFDG": dict(shares="1, 0.5, 0.2"),
 }
 

@@ -93,7 +93,7 @@ PREDICTIONS_ONLY = {
     "KleinKitRenorm": dict(mode="global", strength=1.0, shrink_only=False),
     "KleinKitSlerpCFG": {},
     "KleinKitAPG": dict(eta=0.0, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
-    "KleinKitMamboG": dict(alpha=2.0),
+    "KleinKitMAMBOG": dict(alpha=2.0),
     "KleinKitFDG": dict(shares="1, 0.4"),
     "KleinKitTCFG": {},
     "KleinKitAdaptiveGuidance": dict(threshold=-1.0),

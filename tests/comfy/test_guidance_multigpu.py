@@ -21,7 +21,7 @@ NODES = {
     "KleinKitAdaptiveGuidance": dict(threshold=0.9),
     "KleinKitNAG": dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
     "KleinKitAPG": dict(eta=0.0, norm_threshold=2.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
-    "KleinKitMamboG": dict(alpha=2.0),
+    "KleinKitMAMBOG": dict(alpha=2.0),
     "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
     "KleinKitTCFG": {},
     "KleinKitDynamicShift": {"shift": {"shift": "flux2"}},

@@ -13,7 +13,7 @@ TYPED = {
     "KleinKitAdaptiveGuidance": {"threshold": 0.5},
     "KleinKitNAG": {"scale": 3.0, "tau": 2.0, "alpha": 0.5, "start": 0.1, "end": 0.9},
     "KleinKitAPG": {"eta": 0.5, "norm_threshold": 9.0, "momentum": 0.1, "space": "velocity", "start": 0.2, "scale": 7.0},
-    "KleinKitMamboG": {"alpha": 3.0},
+    "KleinKitMAMBOG": {"alpha": 3.0},
     "KleinKitFDG": {"shares": "0.5, 1, 0.1"},
 }
 

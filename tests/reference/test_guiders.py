@@ -251,7 +251,7 @@ NODES = {
     "SkipLayerGuidance": "KleinKitSkipLayerGuidance",
     "AdaptiveProjectedGuidance": "KleinKitAPG",
     "AdaptiveProjectedMixGuidance": "KleinKitAPG",
-    "MagnitudeAwareGuidance": "KleinKitMamboG",
+    "MagnitudeAwareGuidance": "KleinKitMAMBOG",
     "FrequencyDecoupledGuidance": "KleinKitFDG",
     "TangentialClassifierFreeGuidance": "KleinKitTCFG",
     "AutoGuidance": "KleinKitAutoGuidance",

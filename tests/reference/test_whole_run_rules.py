@@ -141,7 +141,7 @@ GUIDERS = {
             lambda: AdaptiveProjectedGuidance(CFG - 1.0, use_original_formulation=True, **PROJECTED), of_denoised),
     "APG, velocity": (("KleinKitAPG", APG | {"space": "velocity"}),
                       lambda: AdaptiveProjectedGuidance(CFG, **PROJECTED), of_velocity),
-    "MAMBO-G": (("KleinKitMamboG", {"alpha": 1.5}), lambda: MagnitudeAwareGuidance(CFG, 1.5), of_tokens),
+    "MAMBO-G": (("KleinKitMAMBOG", {"alpha": 1.5}), lambda: MagnitudeAwareGuidance(CFG, 1.5), of_tokens),
     "FDG": (("KleinKitFDG", {"shares": "1, 0.5"}), lambda: FrequencyDecoupledGuidance([CFG, 2.5]), of_picture),
     "TCFG": (("KleinKitTCFG", {}), lambda: TangentialClassifierFreeGuidance(CFG), of_velocity),
 }  # fmt: skip

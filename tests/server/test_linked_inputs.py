@@ -27,7 +27,7 @@ WITH_WIDGETS = (
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
     "KleinKitAPG",
-    "KleinKitMamboG",
+    "KleinKitMAMBOG",
     "KleinKitFDG",
     "KleinKitSweep",
     "KleinKitContactSheet",

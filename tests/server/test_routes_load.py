@@ -31,7 +31,7 @@ RULES = {
     "KleinKitAdaptiveGuidance": {"threshold": 0.9},
     "KleinKitNAG": {"scale": 4.0, "tau": 2.0, "alpha": 0.5, "start": 0.0, "end": 0.5},
     "KleinKitAPG": {"eta": 0.5, "norm_threshold": 10.0, "momentum": -0.25, "space": "velocity", "start": 0.5, "scale": 8.0},
-    "KleinKitMamboG": {"alpha": 6.0},
+    "KleinKitMAMBOG": {"alpha": 6.0},
     "KleinKitFDG": {"shares": "1, 0.5"},
     "KleinKitTCFG": {},
 }

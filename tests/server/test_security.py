@@ -22,7 +22,7 @@ COMBINATIONS = (
     ("KleinKitSlerpCFG", {}),
     ("KleinKitImageCFG", dict(image_scale=2.0)),
     ("KleinKitAPG", dict(eta=0.0, norm_threshold=15.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0)),
-    ("KleinKitMamboG", dict(alpha=2.0)),
+    ("KleinKitMAMBOG", dict(alpha=2.0)),
     ("KleinKitFDG", dict(shares="1, 0.2, 0.7")),
 )
 
