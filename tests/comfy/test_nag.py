@@ -1,5 +1,7 @@
 """Klein NAG in ComfyUI's graphs: what it costs, what it meets there, and what it says where it cannot act."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from kleinkit.nano.in_comfyui import random_klein
@@ -148,6 +150,30 @@ def test_compiled_models_run_as_they_are(klein, nag, run_node):
     assert torch.equal(run(with_nodes(run_node, compiled, NODE)), run(nag))
 
 
+@contextmanager
+def products():
+    """Collects the products of keys and queries that torch's attention with its lse makes, a call each."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+                seen.append(args[0].shape[2] * args[1].shape[2])
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    with Count():
+        yield seen
+
+
+def test_the_images_attention_to_itself_is_computed_once(nag):
+    with products() as seen:
+        run(nag)
+    together = [(2 * TEXT + IMAGE) * IMAGE, (TEXT + IMAGE) * TEXT, TEXT * TEXT, IMAGE * TEXT]
+    assert seen == together * 3 * STEPS
+    assert sum(together) == 2 * (TEXT + IMAGE) ** 2 - IMAGE**2
+
+
 def test_another_nodes_attention_goes_on(klein, nag, run_node):
     calls = []
 
@@ -157,8 +183,26 @@ def test_another_nodes_attention_goes_on(klein, nag, run_node):
 
     other = klein.clone()
     other.model_options["transformer_options"]["optimized_attention_override"] = counted
-    assert torch.equal(run(with_nodes(run_node, other, NODE)), run(nag))
+    with products() as seen:
+        done = run(with_nodes(run_node, other, NODE))
+    assert far(done, run(nag)) <= LIMIT
     assert len(calls) == 2 * 3 * STEPS
+    assert not seen
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0], ids="cfg {}".format)
+def test_an_attention_that_the_user_chose_stays(nag, comfy, monkeypatch, cfg):
+    """The merged attention and the two attentions give the same; at cfg 4 some of the rows are mixed."""
+    import comfy.cli_args
+
+    with products() as seen:
+        merged = run(nag, cfg)
+        assert seen
+        seen.clear()
+        monkeypatch.setattr(comfy.cli_args.args, "use_quad_cross_attention", True)
+        two = run(nag, cfg)
+        assert not seen
+    assert far(merged, two) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", ["area", "two", "none"])
