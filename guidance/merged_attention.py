@@ -31,8 +31,8 @@ def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Attention | Non
 
     On CUDA it is the one that torch itself would choose of flash and memory-efficient attention.
     """
-    # An lse has no gradient.
-    if q.shape[-1] % ALIGNMENT or any(tensor.requires_grad for tensor in (q, k, v)):
+    # An lse has no gradient, and autocast does not know the kernels.
+    if q.shape[-1] % ALIGNMENT or any(tensor.requires_grad or tensor.dtype != q.dtype for tensor in (q, k, v)):
         return None
     if q.device.type == "cpu":
         return on_cpu

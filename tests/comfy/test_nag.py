@@ -259,3 +259,47 @@ def test_a_model_of_another_kind_is_refused(comfy, run_node):
     patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
     with pytest.raises(ValueError, match="Klein NAG: Expected `model` to be a FLUX.2 .klein., .* but got 'BaseModel'"):
         run_node(NODE[0], model=patcher, **NODE[1])
+
+
+ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0))
+ADAPTIVE = ("KleinKitAdaptiveGuidance", {"threshold": 0.99})
+RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True))
+SLERP = ("KleinKitSlerpCFG", {})
+IDLE = "KleinKit: No negative runs {}, so nothing comes of {}."
+OFFER = " Klein NAG is what makes a negative prompt work there."
+
+
+class TestRulesThatNeedANegative:
+    @pytest.fixture
+    def said(self, pack, klein, run_node, caplog):
+        """`(nodes, cfg, distilled) → warnings` of a run of two steps."""
+
+        def said(*nodes, cfg=1.0, distilled=False):
+            model = with_nodes(run_node, klein, *nodes)
+            if distilled:
+                model = pack("engine.sampling").with_rule(model, pack("guidance.distilled").Distilled())
+            caplog.clear()
+            run(model, cfg)
+            return warnings(caplog)
+
+        return said
+
+    def test_at_cfg_1_they_say_once_what_works_there(self, said):
+        titles = "Klein CFG-Zero*, Klein Slerp CFG, Klein Adaptive Guidance, Klein Renorm"
+        assert said(ZERO_STAR, SLERP, ADAPTIVE, RENORM) == [IDLE.format("at cfg 1", titles) + OFFER]
+        assert said(SLERP, cfg=4.0) == said(SKIP) == []
+
+    def test_on_a_distilled_model_too(self, said):
+        idle = IDLE.format("on this distilled model", "Klein Slerp CFG")
+        assert said(SLERP, distilled=True) == [idle + OFFER]
+        ignored, other = said(SLERP, distilled=True, cfg=5.0)
+        assert ignored.endswith("For a negative prompt at cfg 1 there is Klein NAG.") and other == idle
+
+    def test_beside_klein_nag_there_is_nothing_to_offer(self, said):
+        assert said(SLERP, NODE) == [IDLE.format("at cfg 1", "Klein Slerp CFG")]
+
+    def test_what_acts_without_a_negative_is_not_said(self, said):
+        first_is_zero = (ZERO_STAR[0], ZERO_STAR[1] | {"zero_init_steps": 1})
+        assert said(first_is_zero) == said(SKIP, RENORM) == []
+        image = ("KleinKitImageCFG", {"image_scale": 1.0})
+        assert said(image) == [IDLE.format("at cfg 1", "Klein Image CFG") + OFFER]

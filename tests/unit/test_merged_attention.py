@@ -90,13 +90,15 @@ def test_no_pair_of_key_and_query_comes_twice():
     assert pairs == (IMAGE + POSITIVE) ** 2 + (IMAGE + NEGATIVE) ** 2 - IMAGE**2
 
 
-@pytest.mark.parametrize("what", ["width", "gradient", "device"])
+@pytest.mark.parametrize("what", ["width", "gradient", "dtype", "device"])
 def test_where_no_kernel_fits_there_is_none(what):
     q, k, v = tensors()
     if what == "width":
         q, k, v = (tensor[..., :-1] for tensor in (q, k, v))
     elif what == "gradient":
         v.requires_grad_()
+    elif what == "dtype":
+        v = v.bfloat16()
     else:
         q, k, v = (tensor.to("meta") for tensor in (q, k, v))
     assert kernel(q, k, v) is None
