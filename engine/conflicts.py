@@ -103,14 +103,14 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
 
 
 def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: bool) -> list[Rule]:
-    """The rules that do nothing in a run, because no step of its plan has a negative.
+    """The rules that do nothing in a run, because its steps run without the negative.
 
     Args:
         rules, steps: of the run.
         hooked: whether another node changes the sampler's result.
     """
     ran = {name for step in steps for name in step.passes}
-    if UNCOND in ran:
+    if UNCOND in ran or not ran:
         return []
     changed = hooked or any(extra.name in ran for rule in rules for extra in rule.passes)
     # A step of zero velocity needs no negative.
