@@ -1,7 +1,8 @@
 """One pass with two texts: the image attends to the positive's and to the negative's, and a rule mixes what it finds.
 
 The negative's tokens stand in front of the positive's, at the same positions. Each text attends to itself and to the image.
-So the pass costs the negative's tokens and a second attention, where a second pass would cost everything twice.
+The image's attention to itself is the same for both, and where torch has a kernel for it, it is computed once. So the pass
+costs the negative's tokens and the image's attention to them, where a second pass would cost everything twice.
 """
 
 from collections.abc import Callable
@@ -9,18 +10,23 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.ldm.flux.model
+import comfy.ldm.modules.attention
 import comfy.utils
 import torch
+from comfy.cli_args import args as command_line
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..checks import expected, of_node
+from ..guidance.merged_attention import Attention, kernel, to_both
 from ..guidance.rule import COND, Mix, Rule, Step
 from .extra_pass import uncompiled
 from .run import Run, at_sigma, is_whole
 
 KEY = "kleinkit_texts"
 OVERRIDE = "optimized_attention_override"
+# What ComfyUI calls an attention with, and the merged one knows.
+KNOWN = {"mask", "skip_reshape", "transformer_options", "_inside_attn_wrapper"}
 
 
 class Texts(NamedTuple):
@@ -166,15 +172,44 @@ def attend(
         why = "another node's attention mask does not know the second text: remove one of the two."
         raise of_node(rule.title, ValueError(why))
     first, image, rows = texts.negative, texts.negative + texts.positive, texts.rows
-
-    def without_positive(tokens: torch.Tensor) -> torch.Tensor:
-        return torch.cat((tokens[rows, :, :first], tokens[rows, :, image:]), dim=2)
-
-    positive = run_attention(q[:, :, first:], k[:, :, first:], v[:, :, first:], heads, *args, **kwargs)
-    negative = run_attention(*map(without_positive, (q, k, v)), heads, *args, **kwargs)
-    out = positive.new_zeros(len(positive), q.shape[2], positive.shape[2])
-    out[:, first:] = positive
-    out[rows, :first] = negative[:, :first]
-    out[rows, image:] = mix(positive[rows, texts.positive :], negative[:, first:])
+    out = q.new_zeros(len(q), q.shape[2], heads * q.shape[3])
+    merging = merging_attention(earlier, attention, q, k, v, args, kwargs)
+    if merging:
+        positive, negative_text, negative = to_both(merging, q[rows], k[rows], v[rows], *texts[:2])
+        out[rows, first:] = positive
+        others = [] if rows == slice(None) else [row for row in range(len(q)) if row not in rows]
+        if others:
+            out[others, first:] = run_attention(*(t[others, :, first:] for t in (q, k, v)), heads, *args, **kwargs)
+    else:
+        out[:, first:] = run_attention(*(t[:, :, first:] for t in (q, k, v)), heads, *args, **kwargs)
+        without_positive = (torch.cat((t[rows, :, :first], t[rows, :, image:]), dim=2) for t in (q, k, v))
+        negative = run_attention(*without_positive, heads, *args, **kwargs)
+        negative_text, negative = negative[:, :first], negative[:, first:]
+    out[rows, :first] = negative_text
+    out[rows, image:] = mix(out[rows, image:], negative)
     run.acted.add(rule.node)
     return out
+
+
+def merging_attention(
+    earlier: Callable[..., torch.Tensor] | None,
+    attention: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    args: tuple,
+    kwargs: dict,
+) -> Attention | None:
+    """torch's attention with its lse where it may stand in for what would run; None where two attentions run.
+
+    It may for ComfyUI's call of torch's attention, and for ComfyUI's default on a CPU. What a node or a user chose instead,
+    such as SageAttention or `--use-quad-cross-attention`, stays.
+    """
+    if earlier or args or kwargs.keys() - KNOWN or not kwargs.get("skip_reshape"):
+        return None
+    known = comfy.ldm.modules.attention
+    alike = [known.attention_pytorch]
+    if q.device.type == "cpu" and not command_line.use_quad_cross_attention:
+        alike.append(known.attention_sub_quad)
+    # An override is called with what ComfyUI has wrapped.
+    return kernel(q, k, v) if attention in [getattr(one, "__wrapped__", one) for one in alike] else None

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import comfy.model_sampling
 import comfy_extras.nodes_cfg
@@ -12,11 +13,27 @@ from comfy.samplers import CFGGuider
 from ..checkpoint.families import FLUX2_KLEIN, FLUX3_KLEIN
 from ..guidance.image import IMAGE, has_references
 from ..guidance.plan import plan
-from ..guidance.rule import ADAPTIVE, ATTENTION, BASE, COMBINE, COND, DISTILLED, NEGATIVE, SCHEDULE, TANGENT, UNCOND, Rule
-from .family import family_of_model
+from ..guidance.rule import (
+    ADAPTIVE,
+    ATTENTION,
+    BASE,
+    COMBINE,
+    COND,
+    DISTILLED,
+    NEGATIVE,
+    RENORM,
+    SCHEDULE,
+    TANGENT,
+    UNCOND,
+    Rule,
+    Step,
+)
+from .family import family_of_model, is_flow_map
 from .run import Run, at_sigma, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
+# Orders of rules that need a negative prediction.
+OF_NEGATIVE = (ADAPTIVE, BASE, TANGENT, NEGATIVE, COMBINE)
 
 
 def is_flow(model: ModelPatcher) -> bool:
@@ -46,6 +63,8 @@ def is_zero_star(hook: Callable) -> bool:
 def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
     """What is known before a run begins."""
     title, family = {rule.order: rule.title for rule in rules}, family_of_model(guider.model_patcher.model)
+    hooks = model_options["sampler_post_cfg_function"]
+    steps, with_nag = plan(rules, sigmas, scale_of(guider)), family is FLUX2_KLEIN and ATTENTION not in title
     if rules and not is_flow(guider.model_patcher):
         yield (
             "A node behind KleinKit's, such as ModelSamplingDiscrete, makes the model sample in a way that FLUX.2 was not "
@@ -55,22 +74,23 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
         others = [rule for rule in rules if rule.order != DISTILLED]
         asked = max((step.cfg for step in plan(others, sigmas, scale_of(guider))), default=0.0)
         if asked > 1.0:
-            offer = (
-                " For a negative prompt at cfg 1 there is Klein NAG."
-                if family is FLUX2_KLEIN and ATTENTION not in title
-                else ""
-            )
+            offer = " For a negative prompt at cfg 1 there is Klein NAG." if with_nag else ""
+            with_nag = False
             yield (
                 f"cfg {asked:g} counts as 1 on this distilled model. Set cfg to 1, or `distilled_cfg` of Klein Loader to "
                 f"`allow`.{offer}"
             )
+    if is_plain(guider) and (idle := without_negative(rules, steps, len(hooks) > 1)):
+        distilled = DISTILLED in title or is_flow_map(guider.model_patcher.model)
+        where = "on this distilled model" if distilled else "at cfg 1"
+        offer = " Klein NAG is what makes a negative prompt work there." if with_nag else ""
+        yield f"No negative runs {where}, so nothing comes of {titles(idle)}.{offer}"
     theirs = model_options.get("sampler_cfg_function")
     if theirs is not None and (ours := title.get(COMBINE) or title.get(NEGATIVE) or title.get(TANGENT)):
         yield (
             f"{ours} and another node's function ({name_of(theirs)}) both change how the positive and the negative are "
             "combined. Remove one."
         )
-    hooks = model_options["sampler_post_cfg_function"]
     if NEGATIVE in title and any(map(is_zero_star, hooks)):
         yield f"{title[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction. Remove ComfyUI's."
     patches = model_options.get("transformer_options", {}).get("patches", {})
@@ -85,7 +105,7 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             "attention, such as ComfyUI's Normalized Attention Guidance, does nothing. Remove one of the two."
         )
     if family is FLUX3_KLEIN:
-        ran = {name for step in plan(rules, sigmas, scale_of(guider)) for name in step.passes}
+        ran = {name for step in steps for name in step.passes}
         having = [prompt for prompt in PROMPTS.values() if has_references(guider.conds.get(prompt) or ())]
         # Klein Image CFG says itself what it needs.
         if UNCOND in ran and (having == ["negative"] or (having == ["positive"] and IMAGE not in ran)):
@@ -93,6 +113,23 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
                 f"The references are in the {having[0]} prompt alone. FLUX 3 is guided with them in both: put "
                 "ReferenceLatent behind the other prompt too."
             )
+
+
+def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: bool) -> list[Rule]:
+    """The rules that do nothing in a run, because its steps run without the negative.
+
+    Args:
+        rules, steps: of the run.
+        hooked: whether another node changes the sampler's result.
+    """
+    ran = {name for step in steps for name in step.passes}
+    if UNCOND in ran or not ran:
+        return []
+    changed = hooked or any(extra.name in ran for rule in rules for extra in rule.passes)
+    # A step of zero velocity needs no negative.
+    acting = [rule for rule in rules if any(step.zero and rule.decide(replace(step, zero=False)).zero for step in steps)]
+    idle = [rule for rule in rules if rule.order in OF_NEGATIVE or (rule.order == RENORM and not changed)]
+    return [rule for rule in idle if rule not in acting]
 
 
 def name_of(function: Callable) -> str:

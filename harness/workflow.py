@@ -25,6 +25,7 @@ NANO_PROMPTS = {
     "Prompt": "a large green circle on the left, on a blue background",
     "Source prompt": "a large red circle on the left, on a blue background",
     "Negative prompt": "",
+    "Keep out": "a large red circle in the middle, on a purple background",
 }
 
 

@@ -101,6 +101,9 @@ def settings(load):
     def cfg_node(schedule, **inputs):
         return nodes.KleinKitCFG.execute(base, {"schedule": schedule, **inputs}, "conditional")[0]
 
+    def nag(model):
+        return nodes.KleinKitNAG.execute(model, 5.0, 2.5, 0.25, 0.0, 1.0)[0]
+
     rules = {
         "CFG": base,
         "CFG-Zero*, zero-init 1": nodes.KleinKitCFGZeroStar.execute(base, True, 1)[0],
@@ -128,6 +131,7 @@ def settings(load):
     for cfg in CFGS:
         yield "cfg", f"{cfg:g}", base, twenty, cfg
     yield "distilled", "cfg 1", guarded, sigmas_of(4), 1
+    yield "distilled", "NAG, cfg 1", nag(guarded), sigmas_of(4), 1
     yield "distilled", "cfg 5, guarded", guarded, sigmas_of(4), 5
     yield "distilled", "cfg 5, not guarded", unguarded, sigmas_of(4), 5
     for steps in STEPS:
@@ -139,6 +143,7 @@ def settings(load):
     for cfg in (RUN_CFG, STRONG_CFG):
         for name, model in rules.items():
             yield "rules", f"{name}, cfg {cfg}", model, twenty, cfg
+    yield "rules", "NAG, cfg 1", nag(base), twenty, 1
 
 
 def study(count):

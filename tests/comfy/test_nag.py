@@ -1,5 +1,7 @@
 """Klein NAG in ComfyUI's graphs: what it costs, what it meets there, and what it says where it cannot act."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from kleinkit.nano.in_comfyui import random_klein
@@ -148,6 +150,30 @@ def test_compiled_models_run_as_they_are(klein, nag, run_node):
     assert torch.equal(run(with_nodes(run_node, compiled, NODE)), run(nag))
 
 
+@contextmanager
+def products():
+    """Collects the products of keys and queries that torch's attention with its lse makes, a call each."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+                seen.append(args[0].shape[2] * args[1].shape[2])
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    with Count():
+        yield seen
+
+
+def test_the_images_attention_to_itself_is_computed_once(nag):
+    with products() as seen:
+        run(nag)
+    together = [(2 * TEXT + IMAGE) * IMAGE, (TEXT + IMAGE) * TEXT, TEXT * TEXT, IMAGE * TEXT]
+    assert seen == together * 3 * STEPS
+    assert sum(together) == 2 * (TEXT + IMAGE) ** 2 - IMAGE**2
+
+
 def test_another_nodes_attention_goes_on(klein, nag, run_node):
     calls = []
 
@@ -157,8 +183,26 @@ def test_another_nodes_attention_goes_on(klein, nag, run_node):
 
     other = klein.clone()
     other.model_options["transformer_options"]["optimized_attention_override"] = counted
-    assert torch.equal(run(with_nodes(run_node, other, NODE)), run(nag))
+    with products() as seen:
+        done = run(with_nodes(run_node, other, NODE))
+    assert far(done, run(nag)) <= LIMIT
     assert len(calls) == 2 * 3 * STEPS
+    assert not seen
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0], ids="cfg {}".format)
+def test_an_attention_that_the_user_chose_stays(nag, comfy, monkeypatch, cfg):
+    """The merged attention and the two attentions give the same; at cfg 4 some of the rows are mixed."""
+    import comfy.cli_args
+
+    with products() as seen:
+        merged = run(nag, cfg)
+        assert seen
+        seen.clear()
+        monkeypatch.setattr(comfy.cli_args.args, "use_quad_cross_attention", True)
+        two = run(nag, cfg)
+        assert not seen
+    assert far(merged, two) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", ["area", "two", "none"])
@@ -215,3 +259,47 @@ def test_a_model_of_another_kind_is_refused(comfy, run_node):
     patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
     with pytest.raises(ValueError, match="Klein NAG: Expected `model` to be a FLUX.2 .klein., .* but got 'BaseModel'"):
         run_node(NODE[0], model=patcher, **NODE[1])
+
+
+ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0))
+ADAPTIVE = ("KleinKitAdaptiveGuidance", {"threshold": 0.99})
+RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=True))
+SLERP = ("KleinKitSlerpCFG", {})
+IDLE = "KleinKit: No negative runs {}, so nothing comes of {}."
+OFFER = " Klein NAG is what makes a negative prompt work there."
+
+
+class TestRulesThatNeedANegative:
+    @pytest.fixture
+    def said(self, pack, klein, run_node, caplog):
+        """`(nodes, cfg, distilled) → warnings` of a run of two steps."""
+
+        def said(*nodes, cfg=1.0, distilled=False):
+            model = with_nodes(run_node, klein, *nodes)
+            if distilled:
+                model = pack("engine.sampling").with_rule(model, pack("guidance.distilled").Distilled())
+            caplog.clear()
+            run(model, cfg)
+            return warnings(caplog)
+
+        return said
+
+    def test_at_cfg_1_they_say_once_what_works_there(self, said):
+        titles = "Klein CFG-Zero*, Klein Slerp CFG, Klein Adaptive Guidance, Klein Renorm"
+        assert said(ZERO_STAR, SLERP, ADAPTIVE, RENORM) == [IDLE.format("at cfg 1", titles) + OFFER]
+        assert said(SLERP, cfg=4.0) == said(SKIP) == []
+
+    def test_on_a_distilled_model_too(self, said):
+        idle = IDLE.format("on this distilled model", "Klein Slerp CFG")
+        assert said(SLERP, distilled=True) == [idle + OFFER]
+        ignored, other = said(SLERP, distilled=True, cfg=5.0)
+        assert ignored.endswith("For a negative prompt at cfg 1 there is Klein NAG.") and other == idle
+
+    def test_beside_klein_nag_there_is_nothing_to_offer(self, said):
+        assert said(SLERP, NODE) == [IDLE.format("at cfg 1", "Klein Slerp CFG")]
+
+    def test_what_acts_without_a_negative_is_not_said(self, said):
+        first_is_zero = (ZERO_STAR[0], ZERO_STAR[1] | {"zero_init_steps": 1})
+        assert said(first_is_zero) == said(SKIP, RENORM) == []
+        image = ("KleinKitImageCFG", {"image_scale": 1.0})
+        assert said(image) == [IDLE.format("at cfg 1", "Klein Image CFG") + OFFER]

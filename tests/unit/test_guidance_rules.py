@@ -14,10 +14,10 @@ from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.fdg import FDG, weighted
 from kleinkit.guidance.image import ImageCFG, image_cfg
 from kleinkit.guidance.mambo_g import MamboG, damping
-from kleinkit.guidance.nag import nag
+from kleinkit.guidance.nag import NAG, nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
-from kleinkit.guidance.rule import ScaledVelocities
+from kleinkit.guidance.rule import ATTENTION, COMBINE, Rule, ScaledVelocities
 from kleinkit.guidance.skip_layer import SkipLayer, rescaled
 from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
 from kleinkit.guidance.tcfg import TCFG, damped
@@ -251,10 +251,24 @@ def test_the_same_node_twice_counts_once():
     assert replaced and rules == (Renorm("token"),)
 
 
-@pytest.mark.parametrize("pair", [(Slerp(), ImageCFG(2.0)), (ImageCFG(2.0), Slerp())])
+class Other(Rule):
+    """A rule of another node, in whatever place of the stack."""
+
+    node, title = "OfAnotherPack", "Another Node"
+
+    def __init__(self, order):
+        object.__setattr__(self, "order", order)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [(Slerp(), ImageCFG(2.0)), (Slerp(), Other(COMBINE)), (ImageCFG(2.0), Other(COMBINE)), (NAG(), Other(ATTENTION))],
+    ids=lambda pair: " and ".join(rule.node for rule in pair),
+)
 def test_rules_that_exclude_each_other_are_refused_with_both_names(pair):
-    with pytest.raises(ValueError, match=r"^(?=.*Klein Slerp CFG)(?=.*Klein Image CFG).*remove one"):
-        stack.add(pair[:1], pair[1])
+    for one, other in (pair, pair[::-1]):
+        with pytest.raises(ValueError, match=f"^(?=.*{one.title})(?=.*{other.title}).*: remove one"):
+            stack.add((one,), other)
 
 
 @pytest.mark.parametrize("cfg, effective", ((0.5, 0.5), (1.0, 1.0), (8.0, 1.0)))
