@@ -87,6 +87,11 @@ def nag(alpha: float) -> Node:
     return "KleinKitNAG", {"scale": 5.0, "tau": 2.5, "alpha": alpha, "start": 0.0, "end": 1.0}
 
 
+def auto(layers: str, **others: Any) -> Node:
+    inputs = {"scale": 2.0, "double_layers": "", "single_layers": layers, "prompt": "positive", "start": 0.0, "end": 1.0}
+    return "KleinKitAutoGuidance", inputs | others
+
+
 SKIP_LAYER = (
     "KleinKitSkipLayerGuidance",
     {
@@ -157,6 +162,12 @@ PICTURES = {
             steps=4,
             loader=UNGUARDED,
         ),
+    ),
+    "KleinKitAutoGuidance": (
+        Row("cfg 1: 20 passes", cfg=1),
+        Row("cfg 1, without block 2: {passes} passes", (auto(NANO_LAYER, end=0.5),), cfg=1),
+        Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=UNGUARDED),
+        Row("distilled, weak base: {passes} passes", (auto("", scale=1.2, weak_model=["weak", 0]),), 1, 4, UNGUARDED),
     ),
     "KleinKitNAG": (
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
@@ -234,6 +245,8 @@ def prompt_of(row: Row, text: str) -> dict[str, Any]:
         model = f"rule{number}"
         if kind == "KleinKitBaseUncond":
             prompt["base"] = loader()
+        if "weak_model" in inputs:
+            prompt["weak"] = loader()
     if row.static:
         prompt["sigmas"] = {
             "class_type": "BasicScheduler",

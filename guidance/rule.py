@@ -34,12 +34,14 @@ class ExtraPass:
         conds: `(conditionings) → conditionings`, lists of dicts as ComfyUI's samplers have them; it changes copies alone.
         blocks: for each block that is replaced, such as `("single_block", 9)`: `(patch of another node or None) → patch`.
             Until the first of them the pass equals the plain one, and the engine starts there where it can.
+        model: the name under which the sampler's model holds the other model that the pass runs on, or None.
     """
 
     name: str
     of: str = COND
     conds: Callable[[list], list] | None = None
     blocks: Mapping[Block, Callable[[BlockPatch | None], BlockPatch]] = field(default_factory=dict)
+    model: str | None = None
 
 
 @dataclass(frozen=True)

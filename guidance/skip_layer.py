@@ -43,6 +43,11 @@ def parse_layers(name: str, text: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
+def layers(double: tuple[int, ...], single: tuple[int, ...]) -> tuple[Block, ...]:
+    """Blocks in the order in which the model runs them: `(("double_block", 2), …, ("single_block", 9), …)`."""
+    return (*(("double_block", i) for i in double), *(("single_block", i) for i in single))
+
+
 def rescaled(guided: torch.Tensor, cond: torch.Tensor, x: torch.Tensor, rescale: float) -> torch.Tensor:
     """x0 scaled towards the standard deviation of the positive x0, a picture (arXiv 2305.08891, section 3.4).
 
@@ -123,17 +128,13 @@ class SkipLayer(Rule):
         one_of("mode", MODES, self.mode)
 
     @property
-    def layers(self) -> tuple[Block, ...]:
-        """The skipped layers in the order in which the model runs them: `(("double_block", 2), …)`."""
-        return (*(("double_block", i) for i in self.double_layers), *(("single_block", i) for i in self.single_layers))
-
-    @property
     def passes(self) -> tuple[ExtraPass, ...]:
         patch = without_attention if self.mode == "attention" else lambda before: skip
-        return (ExtraPass(SKIP, blocks=dict.fromkeys(self.layers, patch)),)
+        return (ExtraPass(SKIP, blocks=dict.fromkeys(layers(self.double_layers, self.single_layers), patch)),)
 
     def needs(self, step: Step) -> tuple[str, ...]:
-        active = self.scale != 0.0 and self.layers and step.index in steps_in_range(self.start, self.end, step.steps)
+        skipped = self.double_layers or self.single_layers
+        active = self.scale != 0.0 and skipped and step.index in steps_in_range(self.start, self.end, step.steps)
         return (COND, SKIP) if active else ()
 
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:

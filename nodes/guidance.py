@@ -6,11 +6,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice
-from ..engine.base_pass import with_base
+from ..engine.base_pass import with_base, with_other
 from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
 from ..guidance.adaptive import Adaptive
+from ..guidance.auto import PROMPTS, WEAK, AutoGuidance
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
 from ..guidance.image import ImageCFG
@@ -295,7 +296,7 @@ class KleinKitBaseUncond(io.ComfyNode):
             display_name="Klein Base Uncond",
             description="Takes the negative prediction from another model: a fine-tuned model is guided better against the "
             "base it came from.",
-            search_aliases=["unconditional prior", "base model", "autoguidance"],
+            search_aliases=["unconditional prior", "base model"],
             inputs=[
                 io.Model.Input(
                     "base_model",
@@ -308,6 +309,75 @@ class KleinKitBaseUncond(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, base_model: ModelPatcher) -> io.NodeOutput:
         return io.NodeOutput(with_base(with_rule(model, BaseUncond()), base_model))
+
+
+@names_itself
+class KleinKitAutoGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitAutoGuidance",
+            display_name="Klein AutoGuidance",
+            description="Guides away from a weaker version of the model: another model, or this one without some layers. Works "
+            "at cfg 1, and beside cfg.",
+            search_aliases=["autoguidance", "bad version of itself", "weak model"],
+            inputs=[
+                io.Float.Input(
+                    "scale",
+                    default=2.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How far away from the weaker version; 1 is off. The paper found the best around 2.",
+                ),
+                io.String.Input(
+                    "double_layers",
+                    default="",
+                    tooltip="Double blocks that the weaker version lacks, such as `2` or `1-3`. Not used with `weak_model`.",
+                ),
+                io.String.Input(
+                    "single_layers",
+                    default="9",
+                    tooltip="Single blocks that the weaker version lacks, such as `9` or `7-9, 12`. Not used with "
+                    "`weak_model`.",
+                ),
+                io.Combo.Input(
+                    "prompt",
+                    options=list(PROMPTS),
+                    default=PROMPTS[0],
+                    tooltip="What the weaker version is asked: the positive prompt, as in the paper; the negative one, as in "
+                    "diffusers; or both, each compared with itself.",
+                ),
+                share("start", 0.0, "Begins at this share of the run's steps."),
+                share("end", 1.0, "Ends before this share of the run's steps."),
+                io.Model.Input(
+                    "weak_model",
+                    optional=True,
+                    tooltip="A weaker model of the same architecture, from a loader of its own: without your LoRA, or less "
+                    "trained. Both are in memory during the run.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        scale: float,
+        double_layers: str,
+        single_layers: str,
+        prompt: str,
+        start: float,
+        end: float,
+        weak_model: ModelPatcher | None = None,
+    ) -> io.NodeOutput:
+        if weak_model is not None:
+            guided = with_rule(model, AutoGuidance(scale, (), (), prompt, start, end, weak_model=True))
+            return io.NodeOutput(with_other(guided, weak_model, WEAK))
+        counts = block_counts(model.model)
+        double = parse_layers("double_layers", double_layers, counts["double_block"])
+        single = parse_layers("single_layers", single_layers, counts["single_block"])
+        return io.NodeOutput(with_rule(model, AutoGuidance(scale, double, single, prompt, start, end)))
 
 
 @names_itself
@@ -390,6 +460,7 @@ NODES = [
     KleinKitSlerpCFG,
     KleinKitImageCFG,
     KleinKitBaseUncond,
+    KleinKitAutoGuidance,
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
 ]

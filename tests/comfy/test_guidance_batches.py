@@ -25,6 +25,10 @@ NODES = {
     },
     "slerp": ("KleinKitSlerpCFG", {}),
     "nag": ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
+    "autoguidance": (
+        "KleinKitAutoGuidance",
+        dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
+    ),
     "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),
 }
 

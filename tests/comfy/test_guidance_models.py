@@ -147,17 +147,28 @@ def test_skip_layer_needs_blocks(comfy, run_node):
         with_nodes(run_node, tiny("SD15"), ("KleinKitSkipLayerGuidance", SKIP))
 
 
-class TestBaseUncond:
-    def test_another_architecture_is_refused(self, comfy, run_node):
-        klein = small_klein()
-        for base in (small_klein(single_blocks=3), tiny("Flux")):
-            with pytest.raises(ValueError, match="^Klein Base Uncond: Expected `base_model` to be of the same architecture"):
-                with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": base}))
+@pytest.mark.parametrize(
+    "node, name, inputs",
+    [
+        ("KleinKitBaseUncond", "base_model", {}),
+        (
+            "KleinKitAutoGuidance",
+            "weak_model",
+            dict(scale=2.0, double_layers="", single_layers="", prompt="positive", start=0.0, end=1.0),
+        ),
+    ],
+)
+class TestAnotherModel:
+    def test_another_architecture_is_refused(self, comfy, run_node, node, name, inputs):
+        klein, title = small_klein(), comfy.NODE_CLASS_MAPPINGS[node].GET_SCHEMA().display_name
+        for other in (small_klein(single_blocks=3), tiny("Flux")):
+            with pytest.raises(ValueError, match=f"^{title}: Expected `{name}` to be of the same architecture"):
+                with_nodes(run_node, klein, (node, inputs | {name: other}))
 
-    def test_the_same_weights_are_refused(self, comfy, run_node):
-        klein = small_klein()
-        with pytest.raises(ValueError, match="^Klein Base Uncond: .*second loader"):
-            with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": klein.clone()}))
+    def test_the_same_weights_are_refused(self, comfy, run_node, node, name, inputs):
+        klein, title = small_klein(), comfy.NODE_CLASS_MAPPINGS[node].GET_SCHEMA().display_name
+        with pytest.raises(ValueError, match=f"^{title}: .*second loader"):
+            with_nodes(run_node, klein, (node, inputs | {name: klein.clone()}))
 
 
 def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):

@@ -4,12 +4,14 @@ from collections import defaultdict
 
 import pytest
 import torch
+from diffusers.guiders.auto_guidance import AutoGuidance as DiffusersAutoGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
 from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance import stack
+from kleinkit.guidance.auto import PROMPTS, AutoGuidance
 from kleinkit.guidance.cfg import CFG, Interval
 from kleinkit.guidance.plan import plan, plan_step
 from kleinkit.guidance.rule import ScaledVelocities
@@ -18,19 +20,20 @@ from kleinkit.guidance.zero_star import CFGZeroStar
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
 BATCHES = (1, 4)
+PASSES = ("x", "cond", "uncond", "skip", "weak", "weak_uncond")
 LAYERS = dict(skip_layer_guidance_layers=[0])
 
 
 def predictions(batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(batch, 128, 6, 4, generator=generator) for name in ("x", "cond", "uncond", "skip")}
+    return {name: torch.randn(batch, 128, 6, 4, generator=generator) for name in PASSES}
 
 
 def ours(rules, v, cfg, index=0, steps=8):
     step = plan_step(rules, index, steps, 1.0 - index / steps, cfg)
     if step.zero:
         return torch.zeros_like(v["cond"])
-    extra = {"skip": v["skip"]} if "skip" in step.passes else {}
+    extra = {name: v[name] for name in step.passes if name not in ("cond", "uncond")}
     used = ScaledVelocities(v["x"], v["cond"], v["uncond"] if "uncond" in step.passes else None, extra)
     guided = stack.apply(rules, used, step, defaultdict(dict))
     return stack.combined(used, step) if guided is None else guided
@@ -83,6 +86,20 @@ class TestFormulas:
         )
         for index in (1, 3, 4):
             agree(ours((SkipLayer(2.5, start=0.0, end=0.5),), v, cfg, index), theirs(guider, v, index), cfg)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("scale", (1.0, 1.25, 4.0, 100.0))
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_auto_guidance(prompt, scale, batch):
+    # Of diffusers' two predictions the second is the weaker version's.
+    v = predictions(batch)
+    guider = DiffusersAutoGuidance(scale, auto_guidance_layers=[0], dropout=1.0, start=0.25, stop=0.75)
+    weaker = v["weak_uncond" if prompt == "negative" else "weak"]
+    for index in (1, 2, 5, 6):
+        guider.set_state(step=index, num_inference_steps=8, timestep=torch.tensor(0))
+        expected = guider.forward(v["cond"], weaker).pred
+        agree(ours((AutoGuidance(scale, prompt=prompt, start=0.25, end=0.75),), v, 1.0, index), expected, scale)
 
 
 @pytest.mark.parametrize("prediction", ("uncond", "cond"))

@@ -23,6 +23,7 @@ WITH_WIDGETS = (
     "KleinKitSkipLayerGuidance",
     "KleinKitRenorm",
     "KleinKitImageCFG",
+    "KleinKitAutoGuidance",
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
     "KleinKitSweep",

@@ -28,6 +28,7 @@ RULES = {
     "KleinKitSlerpCFG": {},
     "KleinKitImageCFG": {"image_scale": 1.5},
     "KleinKitBaseUncond": {},
+    "KleinKitAutoGuidance": {"scale": 1.5, "double_layers": "1", "single_layers": "", "prompt": "both", "weak_model": True},
     "KleinKitAdaptiveGuidance": {"threshold": 0.9},
     "KleinKitNAG": {"scale": 4.0, "tau": 2.0, "alpha": 0.5, "start": 0.0, "end": 0.5},
 }

@@ -14,6 +14,10 @@ RULES = (
     ("KleinKitAdaptiveGuidance", dict(threshold=0.99)),
     ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     ("KleinKitBaseUncond", dict(base_model=["base", 0])),
+    (
+        "KleinKitAutoGuidance",
+        dict(scale=2, double_layers="", single_layers="", prompt="both", start=0, end=1, weak_model=["base", 0]),
+    ),
     ("KleinKitProbe", {}),
 )
 # They exclude each other.
@@ -35,7 +39,7 @@ def every_node(combination, fault=("none", 0)):
         ),
         "show": ("PreviewAny", dict(source=["sigmas", 0])),
         "sheet": ("KleinKitContactSheet", dict(images=["picture", 0], labels=["sweep", 1], columns=2, title="cfg")),
-        "report": ("KleinKitReport", dict(probe=["rule7", 1], latent=["sampler", 0])),
+        "report": ("KleinKitReport", dict(probe=["rule8", 1], latent=["sampler", 0])),
         "plot": ("PreviewImage", dict(images=["report", 0])),
         "look": ("KleinKitTestState", dict(image=["sheet", 0])),
     }

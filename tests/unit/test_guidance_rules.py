@@ -7,6 +7,7 @@ import pytest
 import torch
 from kleinkit.guidance import stack
 from kleinkit.guidance.adaptive import Adaptive, cosine
+from kleinkit.guidance.auto import AutoGuidance
 from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
@@ -123,6 +124,7 @@ ALL_RULES = {
     "slerp": (Slerp(),),
     "image CFG": (ImageCFG(3.0),),
     "skip-layer": (SkipLayer(end=1.0),),
+    "autoguidance": (AutoGuidance(prompt="both"),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
     **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
     "all": (CFGZeroStar(zero_init_steps=0), Slerp(), SkipLayer(end=1.0), Renorm(), Adaptive(), BaseUncond(), CFG()),
@@ -142,7 +144,7 @@ def guided(rules, predictions, cfg):
 @pytest.mark.parametrize("rules", ALL_RULES.values(), ids=ALL_RULES)
 @pytest.mark.parametrize("special", ("v_u = 0", "v_c = v_u", "v_c = 0", "tiny", "huge", "opposite"))
 def test_finite_where_plain_cfg_is(rules, special, cfg):
-    p = {name: random(3, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip"))}
+    p = {name: random(3, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip", "weak", "weak_uncond"))}
     if special == "v_u = 0":
         p["uncond"] = torch.zeros_like(p["uncond"])
     elif special == "v_c = 0":
@@ -166,6 +168,8 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (Renorm(strength=0.0),),
         (SkipLayer(scale=0.0),),
         (SkipLayer(single_layers=()),),
+        (AutoGuidance(scale=1.0),),
+        (AutoGuidance(single_layers=()),),
         (ImageCFG(1.0),),
         (Adaptive(1.0),),
         (BaseUncond(),),

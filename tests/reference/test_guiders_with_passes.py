@@ -1,0 +1,118 @@
+"""Whole runs of guiders that own a pass or a memory, against diffusers' own guider or a paper's formula on its transformer."""
+
+import pytest
+import torch
+from diffusers.guiders.auto_guidance import AutoGuidance
+from diffusers.hooks import HookRegistry, LayerSkipConfig, apply_layer_skip
+from kleinkit.nano.build import transformer as weights
+from kleinkit.nano.in_comfyui import random_klein
+from sampling import (
+    comfy_run,
+    conditioning,
+    diffusers_run,
+    diffusers_transformer,
+    diffusers_velocity,
+    embeddings,
+    far,
+    latent_noise,
+    with_nodes,
+)
+
+SIGMAS = torch.tensor([1.0, 0.93, 0.7, 0.0])
+STEPS = len(SIGMAS) - 1
+SHAPE = {"double_blocks": 1, "single_blocks": 2}
+LIMIT = 1e-5
+COND, UNCOND = embeddings(192, 1), embeddings(192, 2)
+NOISE = latent_noise(48, 64, batch=2)
+
+
+def of_seed(seed):
+    return diffusers_transformer({key: torch.from_numpy(array) for key, array in weights(seed, **SHAPE).items()})
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    return of_seed(0)
+
+
+@pytest.fixture(scope="module")
+def klein(comfy):
+    return random_klein(**SHAPE)
+
+
+def ours(run_node, model, *nodes, cfg=1.0):
+    return comfy_run(with_nodes(run_node, model, *nodes), SIGMAS, NOISE, conditioning(COND), conditioning(UNCOND), cfg)
+
+
+def velocity_of(transformer, x, sigma, text):
+    return diffusers_velocity(transformer, x, sigma, text.expand(len(x), -1, -1))
+
+
+class TestAutoGuidance:
+    @pytest.mark.parametrize("prompt, weak_text", [("positive", COND), ("negative", UNCOND)])
+    def test_dropped_layers_are_diffusers_own_guider(self, transformer, klein, run_node, prompt, weak_text):
+        config = LayerSkipConfig([1], fqn="single_transformer_blocks")
+        guider = AutoGuidance(2.5, auto_guidance_config=config, start=0.0, stop=2 / 3)
+
+        def velocity(x, sigma, step):
+            guider.set_state(step=step, num_inference_steps=STEPS, timestep=torch.tensor(sigma))
+            predictions = []
+            # Of its two batches diffusers drops the layers in the second, which has the negative where there is one.
+            for text in (COND, weak_text)[: guider.num_conditions]:
+                guider.prepare_models(transformer)
+                predictions.append(velocity_of(transformer, x, sigma, text))
+                guider.cleanup_models(transformer)
+            return guider.forward(*predictions).pred
+
+        theirs = diffusers_run(SIGMAS, NOISE, velocity)
+        node = ("KleinKitAutoGuidance", dict(scale=2.5, double_layers="", single_layers="1", prompt=prompt, start=0.0, end=0.6))
+        assert far(ours(run_node, klein, node), theirs) <= LIMIT
+        assert far(ours(run_node, klein), theirs) > 1e-2
+
+    @pytest.mark.parametrize("prompt, cfg", [("positive", 1.0), ("both", 1.0), ("positive", 4.0), ("both", 4.0)])
+    def test_a_weak_model(self, transformer, klein, run_node, prompt, cfg):
+        """The paper's D = D_weak + w (D − D_weak) of the prompts that it guides, and CFG of what comes of it."""
+        weak, scale = of_seed(5), 2.5
+
+        def velocity(x, sigma, step):
+            cond, uncond = (velocity_of(transformer, x, sigma, text).double() for text in (COND, UNCOND))
+            weak_cond, weak_uncond = (velocity_of(weak, x, sigma, text).double() for text in (COND, UNCOND))
+            if prompt == "both":
+                cond, uncond = weak_cond + scale * (cond - weak_cond), weak_uncond + scale * (uncond - weak_uncond)
+                return (uncond + cfg * (cond - uncond)).float()
+            # For the positive alone its difference is added once, whatever cfg is.
+            return (uncond + cfg * (cond - uncond) + (scale - 1) * (cond - weak_cond)).float()
+
+        theirs = diffusers_run(SIGMAS, NOISE, velocity)
+        node = dict(scale=scale, double_layers="", single_layers="", prompt=prompt, start=0.0, end=1.0)
+        node["weak_model"] = random_klein(seed=5, **SHAPE)
+        assert far(ours(run_node, klein, ("KleinKitAutoGuidance", node), cfg=cfg), theirs) <= LIMIT
+
+    def test_beside_base_uncond_the_base_lacks_the_layers(self, transformer, klein, run_node):
+        base, cfg, scale = of_seed(5), 3.0, 2.5
+
+        def dropped(model, x, sigma, text):
+            apply_layer_skip(model, LayerSkipConfig([0], fqn="single_transformer_blocks"))
+            try:
+                return velocity_of(model, x, sigma, text).double()
+            finally:
+                HookRegistry.check_if_exists_or_initialize(model).remove_hook("layer_skip_hook", recurse=True)
+
+        def velocity(x, sigma, step):
+            cond, uncond = (
+                (1 - scale) * dropped(model, x, sigma, text) + scale * velocity_of(model, x, sigma, text).double()
+                for model, text in ((transformer, COND), (base, UNCOND))
+            )
+            return (uncond + cfg * (cond - uncond)).float()
+
+        theirs = diffusers_run(SIGMAS, NOISE, velocity)
+        node = dict(scale=scale, double_layers="", single_layers="0", prompt="both", start=0.0, end=1.0)
+        nodes = ("KleinKitAutoGuidance", node), ("KleinKitBaseUncond", {"base_model": random_klein(seed=5, **SHAPE)})
+        assert far(ours(run_node, klein, *nodes, cfg=cfg), theirs) <= LIMIT
+
+    def test_a_weak_model_with_the_negative_is_base_uncond(self, klein, run_node):
+        """So diffusers' pairing costs no node: at cfg w it is Klein Base Uncond, at cfg 1 this one."""
+        other = random_klein(seed=5, **SHAPE)
+        node = dict(scale=3.0, double_layers="", single_layers="", prompt="negative", start=0.0, end=1.0, weak_model=other)
+        base = ours(run_node, klein, ("KleinKitBaseUncond", {"base_model": other}), cfg=3.0)
+        assert far(ours(run_node, klein, ("KleinKitAutoGuidance", node)), base) <= LIMIT
