@@ -142,6 +142,8 @@ PICTURES = {
         Row("cfg 1, skip-layer", (SKIP_LAYER,), cfg=1),
         Row("cfg 8", cfg=8),
         Row("cfg 8, skip-layer", (SKIP_LAYER,), cfg=8),
+        Row("cfg 8, attention (PAG)", ((SKIP_LAYER[0], SKIP_LAYER[1] | {"mode": "attention"}),), cfg=8),
+        Row("cfg 8, blur (SEG)", ((SKIP_LAYER[0], SKIP_LAYER[1] | {"mode": "blur"}),), cfg=8),
     ),
     "KleinKitRenorm": (
         Row("cfg 10", cfg=10),

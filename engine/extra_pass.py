@@ -5,16 +5,17 @@ the entry of that block, and the extra pass starts there. ComfyUI's block replac
 """
 
 import uuid
+from typing import Any
 
 import comfy.samplers
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import set_model_options_patch_replace
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ..checks import sentence
-from ..guidance.rule import COND, Block, BlockPatch, ExtraPass
+from ..guidance.rule import COND, GRID, Block, BlockPatch, ExtraPass
 from ..guidance.skip_layer import skip
 from .base_pass import BLOCKS, on_other
 from .counting import blocks_of, is_compiled
@@ -144,9 +145,39 @@ def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
     changed[first] = begin
     model_options = uncompiled(model_options)
     model_options = {**model_options, "transformer_options": {**model_options["transformer_options"], BLOCKS: changed}}
+    if extra.grid:
+        model_options = with_grid(model_options)
     for block, patch in changed.items():
         model_options = replace_block(model_options, block, patch)
     return model_options
+
+
+def with_grid(model_options: dict) -> dict:
+    """Options of a pass whose blocks find `GRID` in theirs: what part of the picture a model call has differs."""
+    transformer_options = model_options["transformer_options"]
+    wrappers = transformer_options.get("wrappers", {})
+    around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), GRID: [tell_grid]}
+    wrappers = {**wrappers, WrappersMP.DIFFUSION_MODEL: around}
+    return {**model_options, "transformer_options": {**transformer_options, "wrappers": wrappers}}
+
+
+def tell_grid(
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    y: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    ref_latents: list | None,
+    control: dict | None,
+    transformer_options: dict,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Wrapper of ComfyUI's `Flux.forward`, which fills the picture up to whole patches."""
+    patch = executor.class_obj.patch_size
+    grid = tuple((size + patch // 2) // patch for size in x.shape[-2:])
+    options = {**transformer_options, GRID: grid}
+    return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
 
 
 def run_pass(

@@ -18,8 +18,8 @@ from ..guidance.image import ImageCFG
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
+from ..guidance.skip_layer import BLUR, SkipLayer, parse_layers
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
-from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
 from ..guidance.zero_star import CFGZeroStar
 
@@ -160,7 +160,15 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
             display_name="Klein Skip-Layer Guidance",
             description="Guides away from the prediction without some layers. Only the layers from the first skipped one on "
             "run again.",
-            search_aliases=["slg", "skip layer guidance", "stg", "perturbed attention"],
+            search_aliases=[
+                "slg",
+                "skip layer guidance",
+                "stg",
+                "pag",
+                "perturbed attention guidance",
+                "seg",
+                "smoothed energy guidance",
+            ],
             inputs=[
                 io.Float.Input("scale", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Strength; 0 is off."),
                 io.String.Input(
@@ -181,9 +189,19 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                     "mode",
                     options=list(SKIP_LAYER_MODES),
                     default="block",
-                    tooltip="Skip whole blocks, or only their attention (each place then sees itself alone).",
+                    tooltip="Skip whole blocks; or only their attention, so that each place sees itself alone (PAG); or blur "
+                    "what the picture's places ask the attention for (SEG).",
                 ),
                 share("rescale", 0.0, "Brings the result's contrast back towards the positive prediction's."),
+                io.Float.Input(
+                    "blur_sigma",
+                    default=10000.0,
+                    min=0.01,
+                    max=10000.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Width of the blur of mode `blur`, in tokens of 16 pixels. Above 9999 all places ask the same.",
+                ),
             ],
         )
 
@@ -198,7 +216,10 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
         end: float,
         mode: str,
         rescale: float,
+        blur_sigma: float = 10000.0,
     ) -> io.NodeOutput:
+        if mode == BLUR:
+            check_model(model.model)
         counts = block_counts(model.model)
         return io.NodeOutput(
             with_rule(
@@ -211,6 +232,7 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                     end,
                     mode,
                     rescale,
+                    blur_sigma,
                 ),
             )
         )

@@ -17,7 +17,7 @@ NODES = {
             "KleinKitSkipLayerGuidance",
             dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode=mode, rescale=0.7),
         )
-        for mode in ("block", "attention")
+        for mode in ("block", "attention", "blur")
     },
     **{
         f"renorm {mode}": ("KleinKitRenorm", dict(mode=mode, strength=1.0, shrink_only=False))

@@ -130,7 +130,7 @@ def test_image_cfg_adds_one_pass_above_scale_1(klein, run_node):
         assert sum(rows_of(model, 4.0, **conds).values()) == rows
 
 
-@pytest.mark.parametrize("mode", ("block", "attention"))
+@pytest.mark.parametrize("mode", ("block", "attention", "blur"))
 def test_skip_pass_begins_at_its_first_layer(klein, run_node, mode):
     inputs = SKIP_SINGLE_9[1] | {"double_layers": "2", "mode": mode}
     rows = rows_of(with_nodes(run_node, klein, ("KleinKitSkipLayerGuidance", inputs)), 4.0)

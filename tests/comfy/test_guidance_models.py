@@ -142,6 +142,11 @@ def test_models_that_predict_noise_are_refused(comfy, run_node, node):
         with_nodes(run_node, tiny("SD15"), (node, PREDICTIONS_ONLY[node]))
 
 
+def test_a_blur_needs_to_know_where_the_picture_s_tokens_are(comfy, run_node):
+    with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `model` to be a FLUX.2 .klein., .*'SD3'"):
+        with_nodes(run_node, tiny("SD3"), ("KleinKitSkipLayerGuidance", SKIP | {"mode": "blur"}))
+
+
 def test_skip_layer_needs_blocks(comfy, run_node):
     with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `model` to be made of double and single blocks"):
         with_nodes(run_node, tiny("SD15"), ("KleinKitSkipLayerGuidance", SKIP))

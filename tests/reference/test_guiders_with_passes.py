@@ -1,9 +1,15 @@
 """Whole runs of guiders that own a pass or a memory, against diffusers' own guider or a paper's formula on its transformer."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from diffusers.guiders.auto_guidance import AutoGuidance
+from diffusers.guiders.perturbed_attention_guidance import PerturbedAttentionGuidance
+from diffusers.guiders.smoothed_energy_guidance import SmoothedEnergyGuidance
 from diffusers.hooks import HookRegistry, LayerSkipConfig, apply_layer_skip
+from diffusers.hooks.smoothed_energy_guidance_utils import SmoothedEnergyGuidanceConfig, _gaussian_blur_2d
+from diffusers.models.transformers import transformer_flux2
 from kleinkit.nano.build import transformer as weights
 from kleinkit.nano.in_comfyui import random_klein
 from sampling import (
@@ -116,3 +122,87 @@ class TestAutoGuidance:
         node = dict(scale=3.0, double_layers="", single_layers="", prompt="negative", start=0.0, end=1.0, weak_model=other)
         base = ours(run_node, klein, ("KleinKitBaseUncond", {"base_model": other}), cfg=3.0)
         assert far(ours(run_node, klein, ("KleinKitAutoGuidance", node)), base) <= LIMIT
+
+
+SQUARE, TOKENS = latent_noise(64, 64, batch=2), 16
+REFERENCES = [latent_noise(32, 48, seed=3)]
+
+
+def identity(attention, query, key, value, *args, **kwargs):
+    """Perturbed attention, arXiv 2403.17377: the map is the identity, so each token gets its own value."""
+    scores = torch.eye(value.shape[1], dtype=value.dtype).expand(*value.shape[:1], value.shape[2], -1, -1)
+    return torch.einsum("bhij,bjhc->bihc", scores, value)
+
+
+def smoothed(sigma):
+    """Smoothed energy, arXiv 2408.00760: its equation blurs the logits of the picture's queries over where they ask."""
+
+    def attend(attention, query, key, value, *args, **kwargs):
+        logits = torch.einsum("bihc,bjhc->bhij", query, key) / query.shape[-1] ** 0.5
+        asked = logits[:, :, 512 : 512 + TOKENS].flatten(0, 1)
+        size = 7 if sigma == 1.0 else 1
+        blurred = _gaussian_blur_2d(asked.clone(), size, sigma, 0.5 if sigma == 1.0 else torch.inf)
+        logits[:, :, 512 : 512 + TOKENS] = blurred.unflatten(0, logits.shape[:2])
+        return torch.einsum("bhij,bjhc->bihc", logits.softmax(-1), value)
+
+    return attend
+
+
+@contextmanager
+def attention_is(other, places):
+    """Inside, the attentions of a forward at these places are another."""
+    attention, calls = transformer_flux2.dispatch_attention_fn, []
+
+    def dispatch(*args, **kwargs):
+        calls.append(None)
+        return other(attention, *args, **kwargs) if len(calls) - 1 in places else attention(*args, **kwargs)
+
+    transformer_flux2.dispatch_attention_fn = dispatch
+    try:
+        yield
+    finally:
+        transformer_flux2.dispatch_attention_fn = attention
+
+
+@pytest.mark.parametrize("references", [[], REFERENCES], ids=["text", "edit"])
+@pytest.mark.parametrize(
+    "mode, sigma, other",
+    [("attention", 10000.0, identity), ("blur", 10000.0, smoothed(10000.0)), ("blur", 1.0, smoothed(1.0))],
+    ids=["PAG", "SEG, infinite", "SEG, 1 token"],
+)
+def test_a_changed_attention_is_the_papers(transformer, klein, run_node, mode, sigma, other, references):
+    def velocity(x, sigma, step):
+        cond = diffusers_velocity(transformer, x, sigma, COND.expand(len(x), -1, -1), references)
+        with attention_is(other, (0, 2)):
+            changed = diffusers_velocity(transformer, x, sigma, COND.expand(len(x), -1, -1), references)
+        return cond + 2.5 * (cond - changed)
+
+    theirs = diffusers_run(SIGMAS, SQUARE, velocity)
+    inputs = dict(scale=2.5, double_layers="0", single_layers="1", start=0.0, end=1.0, rescale=0.0)
+    model = with_nodes(run_node, klein, ("KleinKitSkipLayerGuidance", inputs | dict(mode=mode, blur_sigma=sigma)))
+    values = {"reference_latents": references} if references else {}
+    run = comfy_run(model, SIGMAS, SQUARE, conditioning(COND, **values), conditioning(UNCOND), 1.0)
+    assert far(run, theirs) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        PerturbedAttentionGuidance(
+            perturbed_guidance_start=0.0,
+            perturbed_guidance_stop=1.0,
+            perturbed_guidance_config=LayerSkipConfig(
+                [0], "transformer_blocks", skip_attention=False, skip_attention_scores=True, skip_ff=False
+            ),
+        ),
+        SmoothedEnergyGuidance(seg_guidance_config=SmoothedEnergyGuidanceConfig([0], "transformer_blocks")),
+    ],
+    ids=["PAG", "SEG"],
+)
+def test_diffusers_own_class_does_not_run_on_flux2(transformer, guider):
+    """So the two above compare with the papers. Where this fails, diffusers has learnt it: compare with its class."""
+    guider.set_state(step=1, num_inference_steps=STEPS, timestep=torch.tensor(1.0))
+    # The third of its batches is the perturbed one.
+    guider._count_prepared = 2 if isinstance(guider, PerturbedAttentionGuidance) else 3
+    with pytest.raises(AttributeError, match="is_cross_attention"):
+        guider.prepare_models(transformer)
