@@ -92,6 +92,10 @@ def auto(layers: str, **others: Any) -> Node:
     return "KleinKitAutoGuidance", inputs | others
 
 
+def momentum(alpha: float) -> Node:
+    return "KleinKitMomentumGuidance", {"alpha": alpha, "beta": 0.6, "start": 0.0, "end": 1.0}
+
+
 SKIP_LAYER = (
     "KleinKitSkipLayerGuidance",
     {
@@ -170,6 +174,13 @@ PICTURES = {
         Row("cfg 1, without block 2: {passes} passes", (auto(NANO_LAYER, end=0.5),), cfg=1),
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=UNGUARDED),
         Row("distilled, weak base: {passes} passes", (auto("", scale=1.2, weak_model=["weak", 0]),), 1, 4, UNGUARDED),
+    ),
+    "KleinKitMomentumGuidance": (
+        Row("cfg 1: 20 passes", cfg=1),
+        Row("cfg 1, alpha 0.5: {passes} passes", (momentum(0.5),), cfg=1),
+        Row("cfg 1, alpha 1.5", (momentum(1.5),), cfg=1),
+        Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED),
+        Row("distilled, alpha 0.5: {passes} passes", (momentum(0.5),), cfg=1, steps=4, loader=GUARDED),
     ),
     "KleinKitNAG": (
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED, negative=AGAINST),

@@ -8,7 +8,7 @@ from comfy.samplers import CFGGuider
 from ..checks import expected, in_node
 from ..guidance.flow_map import does, sampler_name
 from ..guidance.plan import plan
-from ..guidance.rule import ADAPTIVE, BASE, COMBINE, NEGATIVE, RENORM, UNCOND
+from ..guidance.rule import ADAPTIVE, BASE, COMBINE, MOMENTUM, NEGATIVE, RENORM, UNCOND
 from ..guidance.zero_star import CFGZeroStar
 from .conflicts import scale_of
 from .run import Run, titles
@@ -45,7 +45,7 @@ def before_run(run: Run, guider: CFGGuider, options: Mapping[str, object]) -> It
         )
     steps = plan(run.rules, run.sigmas, scale_of(guider))
     ran = {name for step in steps for name in step.passes}
-    joins = [rule for rule in run.rules if any(extra.name in ran for extra in rule.passes)]
+    joins = [rule for rule in run.rules if rule.order == MOMENTUM or any(extra.name in ran for extra in rule.passes)]
     idle = [rule for rule in run.rules if rule.order in OF_NEGATIVE or (rule.order == RENORM and not joins)]
     if idle and UNCOND not in ran:
         yield f"No negative runs on this distilled model, so nothing comes of {titles(idle)}."

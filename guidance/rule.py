@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 # The stack's order, whatever the order of the wiring. Two rules that combine the predictions exclude each other.
-SCHEDULE, DISTILLED, ADAPTIVE, ATTENTION, BASE, NEGATIVE, COMBINE, ADD, RENORM = range(9)
+SCHEDULE, DISTILLED, ADAPTIVE, ATTENTION, BASE, NEGATIVE, COMBINE, ADD, MOMENTUM, RENORM = range(10)
 
 COND, UNCOND = "cond", "uncond"
 

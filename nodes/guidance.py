@@ -15,6 +15,7 @@ from ..guidance.auto import PROMPTS, WEAK, AutoGuidance
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
 from ..guidance.image import ImageCFG
+from ..guidance.momentum import Momentum
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
@@ -403,6 +404,43 @@ class KleinKitAutoGuidance(io.ComfyNode):
 
 
 @names_itself
+class KleinKitMomentumGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitMomentumGuidance",
+            display_name="Klein Momentum Guidance",
+            description="Guides away from the running mean of the steps before. Costs no pass, needs no negative prompt, and "
+            "works at cfg 1.",
+            search_aliases=["momentum guidance", "mg", "guidance without a pass"],
+            inputs=[
+                io.Float.Input(
+                    "alpha",
+                    default=0.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How far away from the mean of the steps before; 0 is off.",
+                ),
+                io.Float.Input(
+                    "beta",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the mean stays from step to step; at 0 it is the step before alone.",
+                ),
+                share("start", 0.0, "Begins at this share of the run's steps."),
+                share("end", 1.0, "Ends before this share of the run's steps."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, alpha: float, beta: float, start: float, end: float) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, Momentum(alpha, beta, start, end)))
+
+
+@names_itself
 class KleinKitAdaptiveGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -483,6 +521,7 @@ NODES = [
     KleinKitImageCFG,
     KleinKitBaseUncond,
     KleinKitAutoGuidance,
+    KleinKitMomentumGuidance,
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
 ]

@@ -12,6 +12,7 @@ from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
 from ..guidance.distilled import Distilled
 from ..guidance.image import ImageCFG
+from ..guidance.momentum import Momentum
 from ..guidance.nag import NAG
 from ..guidance.plan import plan
 from ..guidance.renorm import Renorm
@@ -47,7 +48,7 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
     return kind(**inputs)
 
 
-KINDS_OF_RULES = CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, AutoGuidance, Adaptive, NAG
+KINDS_OF_RULES = CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, AutoGuidance, Momentum, Adaptive, NAG
 RULES = {kind.node: kind for kind in KINDS_OF_RULES}
 # Rules of other fields than their node has inputs.
 FROM_INPUTS = {CFG: _cfg, **{kind: partial(_with_layers, kind) for kind in (SkipLayer, AutoGuidance)}}

@@ -21,12 +21,13 @@ NODES = {
     "KleinKitImageCFG": dict(image_scale=2.0),
     "KleinKitBaseUncond": {},
     "KleinKitAutoGuidance": dict(scale=1.5, double_layers="0", single_layers="", prompt="both", start=0.0, end=0.7),
+    "KleinKitMomentumGuidance": dict(alpha=0.7, beta=0.5, start=0.0, end=1.0),
     "KleinKitAdaptiveGuidance": dict(threshold=0.3),
     "KleinKitNAG": dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=0.7),
 }
 EXCLUDE = {"KleinKitSlerpCFG", "KleinKitImageCFG"}
 # Each of these meets every other node alone; the rest meet each other in threes too.
-PAIRS_ONLY = {"KleinKitAutoGuidance"}
+PAIRS_ONLY = {"KleinKitAutoGuidance", "KleinKitMomentumGuidance"}
 NEUTRAL = {
     "KleinKitCFG": CONSTANT,
     "KleinKitCFGZeroStar": dict(optimized_scale=False, zero_init_steps=0),
@@ -34,6 +35,7 @@ NEUTRAL = {
     "KleinKitRenorm": dict(mode="global", strength=0.0, shrink_only=True),
     "KleinKitImageCFG": dict(image_scale=1.0),
     "KleinKitAutoGuidance": NODES["KleinKitAutoGuidance"] | {"scale": 1.0},
+    "KleinKitMomentumGuidance": dict(alpha=0.0, beta=0.5, start=0.0, end=1.0),
     "KleinKitAdaptiveGuidance": dict(threshold=1.0),
     "KleinKitNAG": dict(scale=1.0, tau=2.0, alpha=0.5, start=0.0, end=1.0),
 }

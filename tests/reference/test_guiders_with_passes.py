@@ -206,3 +206,33 @@ def test_diffusers_own_class_does_not_run_on_flux2(transformer, guider):
     guider._count_prepared = 2 if isinstance(guider, PerturbedAttentionGuidance) else 3
     with pytest.raises(AttributeError, match="is_cross_attention"):
         guider.prepare_models(transformer)
+
+
+class TestMomentum:
+    @pytest.mark.parametrize("cfg, alpha, beta", [(1.0, 0.5, 0.6), (4.0, 1.25, 0.3), (1.0, 0.8, 1.0)])
+    def test_a_run_is_the_papers_algorithm(self, transformer, klein, run_node, cfg, alpha, beta):
+        mean = None
+
+        def velocity(x, sigma, step):
+            nonlocal mean
+            cond, uncond = (velocity_of(transformer, x, sigma, text).double() for text in (COND, UNCOND))
+            v = uncond + cfg * (cond - uncond)
+            mean = v if mean is None else mean
+            led, mean = v + alpha * (v - mean), (1 - beta) * v + beta * mean
+            return led.float()
+
+        theirs = diffusers_run(SIGMAS, NOISE, velocity)
+        node = ("KleinKitMomentumGuidance", dict(alpha=alpha, beta=beta, start=0.0, end=1.0))
+        assert far(ours(run_node, klein, node, cfg=cfg), theirs) <= LIMIT
+        assert far(ours(run_node, klein, cfg=cfg), theirs) > 1e-3
+
+    def test_half_of_the_last_step_is_comfyui_s_sampler_of_second_order(self, klein, run_node):
+        """The paper's special case: beta 0 and alpha ½ are Adams and Bashforth's method of second order."""
+        import comfy.samplers
+
+        second, sigmas = comfy.samplers.ksampler("ipndm", {"max_order": 2}), torch.tensor([1.0, 0.9, 0.75, 0.5, 0.2])
+        prompts = conditioning(COND), conditioning(UNCOND)
+        node = ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.0, start=0.0, end=1.0))
+        theirs = comfy_run(klein, sigmas, NOISE, *prompts, 1.0, second)
+        assert far(comfy_run(with_nodes(run_node, klein, node), sigmas, NOISE, *prompts, 1.0), theirs) <= LIMIT
+        assert far(comfy_run(klein, sigmas, NOISE, *prompts, 1.0), theirs) > 1e-3

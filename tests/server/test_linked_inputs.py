@@ -24,6 +24,7 @@ WITH_WIDGETS = (
     "KleinKitRenorm",
     "KleinKitImageCFG",
     "KleinKitAutoGuidance",
+    "KleinKitMomentumGuidance",
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
     "KleinKitSweep",

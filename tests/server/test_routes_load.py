@@ -29,6 +29,7 @@ RULES = {
     "KleinKitImageCFG": {"image_scale": 1.5},
     "KleinKitBaseUncond": {},
     "KleinKitAutoGuidance": {"scale": 1.5, "double_layers": "1", "single_layers": "", "prompt": "both", "weak_model": True},
+    "KleinKitMomentumGuidance": {"alpha": 0.5, "beta": 0.6, "start": 0.0, "end": 0.5},
     "KleinKitAdaptiveGuidance": {"threshold": 0.9},
     "KleinKitNAG": {"scale": 4.0, "tau": 2.0, "alpha": 0.5, "start": 0.0, "end": 0.5},
 }

@@ -18,6 +18,7 @@ RULES = (
         "KleinKitAutoGuidance",
         dict(scale=2, double_layers="", single_layers="", prompt="both", start=0, end=1, weak_model=["base", 0]),
     ),
+    ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     ("KleinKitProbe", {}),
 )
 # They exclude each other.
@@ -39,7 +40,7 @@ def every_node(combination, fault=("none", 0)):
         ),
         "show": ("PreviewAny", dict(source=["sigmas", 0])),
         "sheet": ("KleinKitContactSheet", dict(images=["picture", 0], labels=["sweep", 1], columns=2, title="cfg")),
-        "report": ("KleinKitReport", dict(probe=["rule8", 1], latent=["sampler", 0])),
+        "report": ("KleinKitReport", dict(probe=["rule9", 1], latent=["sampler", 0])),
         "plot": ("PreviewImage", dict(images=["report", 0])),
         "look": ("KleinKitTestState", dict(image=["sheet", 0])),
     }

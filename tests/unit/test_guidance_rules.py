@@ -12,10 +12,11 @@ from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.image import ImageCFG, image_cfg
+from kleinkit.guidance.momentum import Momentum
 from kleinkit.guidance.nag import nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
-from kleinkit.guidance.rule import ScaledVelocities
+from kleinkit.guidance.rule import ScaledVelocities, Step
 from kleinkit.guidance.skip_layer import SkipLayer, rescaled
 from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
 from kleinkit.guidance.zero_star import CFGZeroStar, optimized_scale
@@ -169,6 +170,7 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (SkipLayer(scale=0.0),),
         (SkipLayer(single_layers=()),),
         (AutoGuidance(scale=1.0),),
+        (Momentum(alpha=0.0),),
         (AutoGuidance(single_layers=()),),
         (ImageCFG(1.0),),
         (Adaptive(1.0),),
@@ -205,3 +207,19 @@ def test_a_distilled_model_has_no_cfg_above_1(cfg, effective):
 def test_nag_between_two_equal_texts_changes_no_bit(dtype, scale):
     z = torch.randn(2, 16, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert torch.equal(nag(z, z.clone(), scale, 2.5, 0.25), z)
+
+
+def test_momentum_counts_a_step_once_however_often_the_model_is_asked():
+    """Calls `(step, velocity)`: m goes by the first of each step, also while the range leaves steps out."""
+    alpha, beta, memory, results = 2.0, 0.25, {}, []
+    rule = Momentum(alpha, beta, start=0.5, end=1.0)
+    sigmas = {0: 1.0, 1: 0.75, 2: 0.5, 3: 0.25}
+    calls = [(0, 1.0), (0, 9.0), (1, 3.0), (2, 4.0), (2, 7.0), (3, 5.0)]
+    for index, velocity in calls:
+        step, scaled = Step(index, 4, sigmas[index], 1.0), torch.full((1, 1, 1, 1), velocity) * sigmas[index]
+        result = rule.transform(ScaledVelocities(scaled, scaled, guided=scaled), step, memory)
+        results.append(float(result.guided) / sigmas[index])
+    m2 = 0.75 * 3.0 + 0.25 * 1.0
+    m3 = 0.75 * 4.0 + 0.25 * m2
+    led = [velocity + alpha * (velocity - m) for velocity, m in ((4.0, m2), (7.0, m2), (5.0, m3))]
+    assert results == pytest.approx([1.0, 9.0, 3.0, *led])
