@@ -32,7 +32,7 @@ class CFGZeroStar(Rule):
     title: ClassVar[str] = "Klein CFG-Zero*"
     order: ClassVar[int] = NEGATIVE
     optimized_scale: bool = True
-    zero_init_steps: int = 1
+    zero_init_steps: int = 0
 
     def __post_init__(self) -> None:
         number("zero_init_steps", self.zero_init_steps, 0, 10000)

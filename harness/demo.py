@@ -60,10 +60,6 @@ def first_picture(klein=None):
     if klein is None:
         return for_nano(graph)
     change(graph, "KleinKitLoader", diffusion_model=klein)
-    if not MODEL.search(klein)[1]:
-        # Four distilled steps have none to give away, and cfg 1 has nothing to skip layers for.
-        change(graph, "KleinKitCFGZeroStar", zero_init_steps=0)
-        change(graph, "KleinKitSkipLayerGuidance", scale=0.0)
     return graph
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 NOTES = ("MarkdownNote", "Note")
 SEEDS = ("seed", "noise_seed")
+# The editor's number for a node that is bypassed.
+BYPASSED = 4
 # The nano family beside the official files, and what it was trained on: prompts by the title of their node.
 NANO = {
     "flux-2-klein-4b.safetensors": "flux-2-klein-nano.safetensors",
@@ -83,11 +85,16 @@ def for_nano(graph):
 
 
 def as_prompt(graph):
-    """The workflow in API format: `{node id: {"class_type": …, "inputs": …}}`."""
+    """The workflow in API format: `{node id: {"class_type": …, "inputs": …}}`; as in the editor, without bypassed nodes."""
     sources = {link: [str(node), slot] for link, node, slot, *_ in graph["links"]}
+    for node in sorted(graph["nodes"], key=lambda node: node["order"]):
+        if node["mode"] == BYPASSED:
+            # Guidance nodes: what comes out is the model that goes in.
+            [output], [into] = node["outputs"], [entry for entry in node["inputs"] if entry["type"] == "MODEL"]
+            sources |= dict.fromkeys(output["links"], sources[into["link"]])
     prompt = {}
     for node in graph["nodes"]:
-        if node["type"] not in NOTES:
+        if node["type"] not in NOTES and node["mode"] != BYPASSED:
             inputs = dict(zip(widgets(node), node["widgets_values"]))
             inputs.pop(None, None)
             inputs |= {entry["name"]: sources[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}

@@ -127,8 +127,8 @@ class KleinKitCFGZeroStar(io.ComfyNode):
         return schema(
             node_id="KleinKitCFGZeroStar",
             display_name="Klein CFG-Zero*",
-            description="CFG-Zero* as in its paper, in the space of velocities: scales the negative prediction, and skips the "
-            "first steps entirely.",
+            description="CFG-Zero* as in its paper, in the space of velocities: scales the negative prediction, and can "
+            "skip the first steps.",
             search_aliases=["cfg zero star", "zero init", "optimized scale"],
             inputs=[
                 io.Boolean.Input(
@@ -138,7 +138,7 @@ class KleinKitCFGZeroStar(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "zero_init_steps",
-                    default=1,
+                    default=0,
                     min=0,
                     max=10000,
                     tooltip="The first steps with zero velocity: they cost no pass and leave the latent as it is. "

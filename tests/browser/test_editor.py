@@ -4,7 +4,23 @@ import json
 import re
 
 import pytest
-from editor import FILE, HTML, body, choose, enter, figure, flux2, frontend, in_vue, keep, run, shorten, switch, values
+from editor import (
+    FILE,
+    HTML,
+    body,
+    choose,
+    enter,
+    figure,
+    flux2,
+    frontend,
+    in_vue,
+    keep,
+    one_renderer,
+    run,
+    shorten,
+    switch,
+    values,
+)
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
 from kleinkit.harness.workflow import NANO, WORKFLOWS, for_nano, names, nodes, put, read
@@ -123,6 +139,7 @@ def test_previews_know_what_the_loader_gives(page):
     expect(figure(page, "not known, assumed: 20")).to_have_count(0)
 
 
+@one_renderer
 def test_a_server_that_does_not_answer(page, errors):
     node = add_node(page, "KleinKitScheduler")
     expect(figure(page, "20 steps")).to_be_visible()
@@ -212,6 +229,7 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     assert saved["nodes"][0]["widgets_values"] == [20, 1024, 1024, 1, "ksampler", "flux1", 0.3, 1.15, "uniform", 0]
 
 
+@one_renderer
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("FLUX 3 ")])
 def test_a_workflow_of_flux3_says_which_comfyui_it_needs(page, server, name):
     graph = read(name)

@@ -1,7 +1,7 @@
 """What the pack's nodes show before a run, for the graph that they are in; in both renderers."""
 
 import pytest
-from editor import choose, connect, enter, figure, flux2, run
+from editor import choose, connect, enter, figure, flux2, one_renderer, run
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
 from kleinkit.harness.workflow import NANO, change, for_nano, nodes, put, read
@@ -90,6 +90,7 @@ def test_every_rule_between_loader_and_sampler_counts(page, sampled):
     expect(figure(page, "8 steps: 14 of 16 passes")).to_be_visible()
 
 
+@one_renderer
 def test_of_two_schedules_the_later_counts(page, sampled):
     loader, cfg, sampler = sampled
     choose(page, loader, "diffusion_model", BASE)
@@ -155,6 +156,7 @@ def test_in_a_subgraph_the_outer_graph_is_known(page, sampled):
     expect(figure(page, "not known, assumed: 1024×1024")).to_be_visible()
 
 
+@one_renderer
 def test_sampler_and_loader_in_a_subgraph_are_known_outside(page, sampled):
     loader, cfg, sampler = sampled
     choose(page, loader, "diffusion_model", DISTILLED)
@@ -191,6 +193,7 @@ def test_the_panel_leaves_a_preview_as_it_is(page):
     toggle.click()
 
 
+@one_renderer
 def test_a_sweep_that_is_none_is_said_while_it_is_typed(page, errors):
     [sweep] = add(page, "KleinKitSweep")
     expect(figure(page, "12 runs: 1, 2, 3, 4, 5, 6, 7, 8, 10, 20, 50, 100.")).to_be_visible()
@@ -203,6 +206,7 @@ def test_a_sweep_that_is_none_is_said_while_it_is_typed(page, errors):
     assert len(errors) == 1 and "400" in errors.pop()
 
 
+@one_renderer
 def test_layers_that_the_model_does_not_have_are_said_while_they_are_typed(page, errors):
     loader, skip = add(page, "KleinKitLoader", "KleinKitSkipLayerGuidance")
     enter(page, skip, "double_layers", "1-3, 2")
@@ -221,6 +225,7 @@ def test_layers_that_the_model_does_not_have_are_said_while_they_are_typed(page,
     expect(figure(page, "skips single 1.")).to_be_visible()
 
 
+@one_renderer
 def test_layers_of_a_weaker_version_give_way_to_a_model(page):
     loader, auto = add(page, "KleinKitLoader", "KleinKitAutoGuidance")
     expect(figure(page, "skips single 9.")).to_be_visible()
@@ -228,6 +233,7 @@ def test_layers_of_a_weaker_version_give_way_to_a_model(page):
     expect(figure(page, "No layer is skipped.")).to_be_visible()
 
 
+@one_renderer
 def test_a_sweep_counts_its_runs(page, server):
     api.forget(server)
     graph = for_nano(read("7 Klein Guidance Study"))
@@ -261,6 +267,7 @@ def test_the_size_that_counts_is_said(page):
     expect(figure(page, "not known")).to_have_count(0)
 
 
+@one_renderer
 def test_auto_goes_by_the_connected_model(page):
     loader, scheduler, cfg, sampler = add(page, "KleinKitLoader", "KleinKitScheduler", "KleinKitCFG", "KSampler")
     choose(page, loader, "diffusion_model", BASE)
@@ -278,6 +285,7 @@ def test_auto_goes_by_the_connected_model(page):
     expect(figure(page, "8 steps: 16 of 16 passes.")).to_be_visible()
 
 
+@one_renderer
 def test_auto_of_flux3(page):
     loader, scheduler = add(page, "KleinKitLoader", "KleinKitScheduler")
     choose(page, loader, "diffusion_model", "flux3-image-klein-bf16.safetensors")
@@ -285,6 +293,7 @@ def test_auto_of_flux3(page):
     expect(figure(page, "16 steps, mu 1.936, start σ 1")).not_to_contain_text("not known")
 
 
+@one_renderer
 def test_a_fault_of_the_preview_itself_is_called_so(page, errors):
     [node] = add(page, "KleinKitScheduler")
     expect(figure(page, "20 steps")).to_be_visible()
@@ -295,6 +304,7 @@ def test_a_fault_of_the_preview_itself_is_called_so(page, errors):
     assert len(errors) == 1 and "TypeError" in errors.pop()
 
 
+@one_renderer
 def test_a_model_that_could_not_be_read_is_asked_for_again(page, errors):
     # The scripts forget what they were told of files, also in the test of the other renderer.
     page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")

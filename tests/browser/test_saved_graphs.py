@@ -2,12 +2,10 @@
 
 import json
 
-import pytest
-from editor import frontend
+from editor import frontend, one_renderer
 from kleinkit.harness.workflow import WORKFLOWS, for_nano
 
-# What is queued does not depend on how it is drawn.
-pytestmark = pytest.mark.parametrize("renderer", ["classic"], indirect=True)
+pytestmark = one_renderer
 
 SAVED = WORKFLOWS.parent / "tests" / "fixtures" / "c6ab3be"
 # That version's file itself names one widget twice: an editor may write the negative prompt into this node too, by its id.

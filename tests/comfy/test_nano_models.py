@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, diffusers_run, diffusers_transformer, diffusers_velocity
 from sigmas import scheduler_inputs
 
-COUNT = 12
+COUNT = 6
 LIMIT = 1e-5
 
 
@@ -46,7 +46,7 @@ def family(comfy, models, run_node):
 
 @pytest.fixture(scope="module")
 def texts(family, run_node, scenes):
-    """Embeddings of the prompts [12, 512, 192], and of the empty one."""
+    """Embeddings of the prompts [COUNT, 512, 192], and of the empty one."""
     clip = family["base"][1]
     *encoded, empty = (run_node("CLIPTextEncode", clip=clip, text=text)[0][0][0] for text in [*map(world.prompt, scenes), ""])
     return torch.cat(encoded), empty.expand(COUNT, -1, -1)

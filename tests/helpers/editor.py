@@ -4,10 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from playwright.sync_api import TimeoutError
 
 TRIES = 10
+# For a test of what does not depend on how a graph is drawn.
+one_renderer = pytest.mark.parametrize("renderer", ["classic"], indirect=True)
 SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
 HTML = "<img src=x onerror=hacked=1>"
 FILE = f"klein {HTML}.safetensors"

@@ -5,6 +5,7 @@ import urllib.request
 
 import numpy as np
 from kleinkit.harness import server as api
+from kleinkit.harness.demo import FIRST
 from kleinkit.harness.workflow import as_prompt, for_nano, read
 from PIL import Image
 
@@ -76,6 +77,14 @@ def of_workflow(name, **changes):
     for node in wanted.values():
         node["inputs"] |= {key: value for key, value in changes.items() if key in node["inputs"]}
     return wanted
+
+
+def first_picture():
+    """The first workflow as a prompt for the nano family, with the nodes that it has bypassed."""
+    graph = for_nano(read(FIRST))
+    for node in graph["nodes"]:
+        node["mode"] = 0
+    return as_prompt(graph)
 
 
 def picture(server, outcome):

@@ -20,7 +20,7 @@ from sampling import (
 from sigmas import scheduler_inputs
 
 # Steps, and height and width.
-SCENES = ((4, (128, 128)), (20, (96, 192)))
+SCENES = ((4, (128, 128)), (8, (96, 192)))
 TEXT_WIDTH = 192
 LIMIT = 1e-5
 

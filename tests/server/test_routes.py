@@ -5,9 +5,8 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.harness import server as api
-from kleinkit.harness.demo import first_picture
-from kleinkit.harness.workflow import NANO, as_prompt
-from prompts import JSON
+from kleinkit.harness.workflow import NANO
+from prompts import JSON, first_picture
 from safetensors import safe_open
 
 
@@ -143,7 +142,7 @@ def test_settings_that_do_not_fit(post, settings, sentence):
 )
 def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
     steps, size, cfg = 6, {"width": 64, "height": 64}, settings.get("cfg", 5.0)
-    prompt = as_prompt(first_picture())
+    prompt = first_picture()
     nodes = {node["class_type"]: (key, node["inputs"]) for key, node in prompt.items()}
     nodes["KleinKitScheduler"][1].update(steps=steps)
     nodes["EmptyFlux2LatentImage"][1].update(size)
@@ -184,7 +183,7 @@ WITHOUT_PREVIEW = {"KleinKitSkipLayerGuidance": {"mode": "block", "rescale": 0.0
 def test_a_chain_of_rules_agrees_with_what_the_queue_runs(server, post, chain, name):
     """Also on a distilled model at cfg 5, where a step is one pass, whatever the schedule says."""
     steps, size = 5, {"width": 64, "height": 64}
-    prompt = as_prompt(first_picture())
+    prompt = first_picture()
     nodes = {node["class_type"]: (key, node["inputs"]) for key, node in prompt.items()}
     loader, inputs = nodes["KleinKitLoader"]
     inputs.update(diffusion_model=name)

@@ -134,7 +134,7 @@ def test_many_at_once_are_answered_as_described(post, record_property):
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
 
-        @settings(max_examples=30)
+        @settings(max_examples=12)
         @given(st.lists(requests(), min_size=AT_ONCE, max_size=AT_ONCE))
         def load(batch):
             nonlocal slowest

@@ -17,7 +17,10 @@ LIMIT = 1
 EXPLAINED: dict[tuple[str, str], dict[str, str]] = {
     ("KleinKitScheduler", "shift"): {
         "first choice": "`auto` asks the model, and is `flux2` without one. Saved graphs and prompts name their choice."
-    }
+    },
+    ("KleinKitCFGZeroStar", "zero_init_steps"): {
+        "default": "A fresh node gives no step away: zero-init is reported to harm Klein. Saved graphs and prompts name theirs."
+    },
 }
 
 

@@ -111,8 +111,8 @@ def test_passes_of_a_scale(cfg, passes):
 @pytest.mark.parametrize(
     "rules, cfg, passes",
     [
-        ((CFGZeroStar(),), 4.0, ()),
-        ((CFGZeroStar(), SkipLayer(), ImageCFG(2.0)), 4.0, ()),
+        ((CFGZeroStar(zero_init_steps=1),), 4.0, ()),
+        ((CFGZeroStar(zero_init_steps=1), SkipLayer(), ImageCFG(2.0)), 4.0, ()),
         ((CFGZeroStar(zero_init_steps=0),), 1.0, ("cond",)),
         ((CFGZeroStar(zero_init_steps=0),), 0.0, ("cond", "uncond")),
         ((SkipLayer(),), 1.0, ("cond", "skip")),
