@@ -92,6 +92,15 @@ def apg(space: str) -> Node:
     return "KleinKitAPG", {"eta": 0.0, "norm_threshold": 5.0, "momentum": -0.5, "space": space, "start": 0.0, "scale": 0.0}
 
 
+def auto(layers: str, **others: Any) -> Node:
+    inputs = {"scale": 2.0, "double_layers": "", "single_layers": layers, "prompt": "positive", "start": 0.0, "end": 1.0}
+    return "KleinKitAutoGuidance", inputs | others
+
+
+def momentum(alpha: float) -> Node:
+    return "KleinKitMomentumGuidance", {"alpha": alpha, "beta": 0.6, "start": 0.0, "end": 1.0}
+
+
 SKIP_LAYER = (
     "KleinKitSkipLayerGuidance",
     {
@@ -142,6 +151,8 @@ PICTURES = {
         Row("cfg 1, skip-layer", (SKIP_LAYER,), cfg=1),
         Row("cfg 8", cfg=8),
         Row("cfg 8, skip-layer", (SKIP_LAYER,), cfg=8),
+        Row("cfg 8, attention (PAG)", ((SKIP_LAYER[0], SKIP_LAYER[1] | {"mode": "attention"}),), cfg=8),
+        Row("cfg 8, blur (SEG)", ((SKIP_LAYER[0], SKIP_LAYER[1] | {"mode": "blur"}),), cfg=8),
     ),
     "KleinKitRenorm": (
         Row("cfg 10", cfg=10),
@@ -163,6 +174,19 @@ PICTURES = {
             steps=4,
             loader=UNGUARDED,
         ),
+    ),
+    "KleinKitAutoGuidance": (
+        Row("cfg 1: 20 passes", cfg=1),
+        Row("cfg 1, without block 2: {passes} passes", (auto(NANO_LAYER, end=0.5),), cfg=1),
+        Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=UNGUARDED),
+        Row("distilled, weak base: {passes} passes", (auto("", scale=1.2, weak_model=["weak", 0]),), 1, 4, UNGUARDED),
+    ),
+    "KleinKitMomentumGuidance": (
+        Row("cfg 1: 20 passes", cfg=1),
+        Row("cfg 1, alpha 0.5: {passes} passes", (momentum(0.5),), cfg=1),
+        Row("cfg 1, alpha 1.5", (momentum(1.5),), cfg=1),
+        Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED),
+        Row("distilled, alpha 0.5: {passes} passes", (momentum(0.5),), cfg=1, steps=4, loader=GUARDED),
     ),
     "KleinKitNAG": (
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
@@ -259,6 +283,8 @@ def prompt_of(row: Row, text: str) -> dict[str, Any]:
         model = f"rule{number}"
         if kind == "KleinKitBaseUncond":
             prompt["base"] = loader()
+        if "weak_model" in inputs:
+            prompt["weak"] = loader()
     if row.static:
         prompt["sigmas"] = {
             "class_type": "BasicScheduler",

@@ -1,63 +1,89 @@
-"""The negative pass on another model."""
+"""Passes on another model: the negative's on a base model, or a rule's own on a weaker one."""
 
 import torch
 from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.model_patcher import ModelPatcher, create_model_options_clone, set_model_options_patch_replace
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, merge_nested_dicts
 from comfy.samplers import calc_cond_batch
 
-from ..checks import sentence
+from ..checks import in_node, sentence
+from ..guidance.auto import WEAK, AutoGuidance
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.rule import UNCOND
 from .counting import counting
 from .family import is_flow_map
-from .run import run_of
+from .run import Run, run_of
 
-BASE = "kleinkit_base"
+BASE, BLOCKS = "kleinkit_base", "kleinkit_blocks"
+# Of each name under which a model holds another: the input that it came by, and its node.
+INPUTS = {BASE: ("base_model", BaseUncond.title), WEAK: ("weak_model", AutoGuidance.title)}
 
 
 def with_base(model: ModelPatcher, base: ModelPatcher) -> ModelPatcher:
-    """A model whose negative passes run on `base`, which ComfyUI loads and frees together with it.
+    """A model whose negative passes run on `base`. Arguments, result and errors are those of `with_other`."""
+    with_other(model, base, BASE)
+    if not model.get_wrappers(WrappersMP.CALC_COND_BATCH, BASE):
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, BASE, calc_cond_batch_with_base)
+    return model
+
+
+def with_other(model: ModelPatcher, other: ModelPatcher, key: str) -> ModelPatcher:
+    """A model that holds another for some of its passes, which ComfyUI loads and frees together with it.
 
     Args:
         model: a clone that is ours to change.
-        base: another `ModelPatcher` of the same architecture.
+        other: another `ModelPatcher` of the same architecture.
+        key: of `INPUTS`.
     Returns:
         `model`.
     Raises:
         ValueError: another architecture, a flow map with a model that is none, or the same weights under other patches.
     """
-    never_mixed(model, base)
-    architecture, other = (m.model.model_config.unet_config | {"dtype": None} for m in (model, base))
-    if type(model.model) is not type(base.model) or architecture != other:
+    name, _ = INPUTS[key]
+    never_mixed(model, other, name)
+    architecture, theirs = (m.model.model_config.unet_config | {"dtype": None} for m in (model, other))
+    if type(model.model) is not type(other.model) or architecture != theirs:
         fits = f"of the same architecture as `model` ({describe(model)})"
-        raise ValueError(sentence("base_model", fits, f"got {describe(base)}"))
-    if base.is_clone(model):
-        got = "got the weights of `model` again: put the base model's file into a second loader"
-        raise ValueError(sentence("base_model", "loaded from a file of its own", got))
-    model.set_additional_models(BASE, [base])
-    if not model.get_wrappers(WrappersMP.CALC_COND_BATCH, BASE):
-        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, BASE, calc_cond_batch_with_base)
-        model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, BASE, lambda patcher: base_of(patcher).pre_run())
-        model.add_callback_with_key(CallbacksMP.ON_CLEANUP, BASE, lambda patcher: base_of(patcher).cleanup())
+        raise ValueError(sentence(name, fits, f"got {describe(other)}"))
+    if other.is_clone(model):
+        got = "got the weights of `model` again: put its file into a second loader"
+        raise ValueError(sentence(name, "loaded from a file of its own", got))
+    if not model.get_additional_models_with_key(key):
+        model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, lambda patcher: other_of(patcher, key).pre_run())
+        model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, lambda patcher: other_of(patcher, key).cleanup())
+    model.set_additional_models(key, [other])
     return model
 
 
-def never_mixed(model: ModelPatcher, base: ModelPatcher) -> None:
+def never_mixed(model: ModelPatcher, other: ModelPatcher, name: str) -> None:
     """Check that both models predict the same: the velocity at a sigma, or, as flow maps, the mean one of a whole step.
 
+    Args:
+        name: of the input by which `other` came, for the error.
     Raises:
         ValueError: they do not.
     """
     kinds = {False: "a base model", True: "a distilled one, which predicts whole steps"}
-    ours, theirs = is_flow_map(model.model), is_flow_map(base.model)
+    ours, theirs = is_flow_map(model.model), is_flow_map(other.model)
     if ours != theirs:
-        raise ValueError(sentence("base_model", f"{kinds[ours]}, as `model` is", f"got {kinds[theirs]}"))
+        raise ValueError(sentence(name, f"{kinds[ours]}, as `model` is", f"got {kinds[theirs]}"))
 
 
-def base_of(patcher: ModelPatcher) -> ModelPatcher:
-    """The base model of a patcher that has one."""
-    return patcher.get_additional_models_with_key(BASE)[0]
+def all_as(model: ModelPatcher) -> None:
+    """Check before a run that every other model of its passes predicts as the run's own does; they may have been changed.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for key, (name, title) in INPUTS.items():
+        for other in model.get_additional_models_with_key(key):
+            with in_node(title):
+                never_mixed(model, other, name)
+
+
+def other_of(patcher: ModelPatcher, key: str) -> ModelPatcher:
+    """The other model of a patcher that has one."""
+    return patcher.get_additional_models_with_key(key)[0]
 
 
 def describe(model: ModelPatcher) -> str:
@@ -87,16 +113,34 @@ def calc_cond_batch_with_base(
         )
     if not (theirs and found):
         return executor(model, conds, x, timestep, model_options)
-    [base] = found
-    options = create_model_options_clone(base.model_options)
-    transformer_options = options.setdefault("transformer_options", {})
-    transformer_options["sample_sigmas"] = model_options["transformer_options"]["sample_sigmas"]
-    merge_nested_dicts(transformer_options.setdefault("wrappers", {}), base.wrappers, copy_dict1=False)
-    options["transformer_options"] = counting(transformer_options, run)
     rest = [None if i in theirs else cond for i, cond in enumerate(conds)]
     out = list(executor(model, rest, x, timestep, model_options))
     for i in theirs:
-        # Hooks of a conditioning are registered on the model they were made for, not on the base.
-        negative = [{key: value for key, value in cond.items() if key != "hooks"} for cond in conds[i]]
-        out[i] = calc_cond_batch(base.model, [negative], x, timestep, options)[0]
+        out[i] = on_other(found[0], run, conds[i], x, timestep, model_options)
     return out
+
+
+def on_other(
+    other: ModelPatcher, run: Run, conds: list[dict], x: torch.Tensor, timestep: torch.Tensor, model_options: dict
+) -> torch.Tensor:
+    """x0 of a prompt on another model, with that model's own patches.
+
+    Args:
+        other: the model.
+        run: counts the pass.
+        conds: of the prompt, as ComfyUI's samplers have them.
+        x, timestep: [B, …] and [B].
+        model_options: of the run; where they are of an extra pass, the blocks that it replaces are replaced here too.
+    Returns:
+        [B, …].
+    """
+    options = create_model_options_clone(other.model_options)
+    transformer_options = options.setdefault("transformer_options", {})
+    transformer_options["sample_sigmas"] = model_options["transformer_options"]["sample_sigmas"]
+    merge_nested_dicts(transformer_options.setdefault("wrappers", {}), other.wrappers, copy_dict1=False)
+    options["transformer_options"] = counting(transformer_options, run)
+    for block, patch in model_options["transformer_options"].get(BLOCKS, {}).items():
+        options = set_model_options_patch_replace(options, patch, "dit", *block)
+    # Hooks of a conditioning are registered on the model they were made for, not on the other.
+    conds = [{key: value for key, value in cond.items() if key != "hooks"} for cond in conds]
+    return calc_cond_batch(other.model, [conds], x, timestep, options)[0]

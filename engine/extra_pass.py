@@ -5,17 +5,19 @@ the entry of that block, and the extra pass starts there. ComfyUI's block replac
 """
 
 import uuid
+from typing import Any
 
 import comfy.samplers
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import set_model_options_patch_replace
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ..checks import sentence
-from ..guidance.rule import COND, Block, BlockPatch, ExtraPass
+from ..guidance.rule import COND, GRID, Block, BlockPatch, ExtraPass
 from ..guidance.skip_layer import skip
+from .base_pass import BLOCKS, on_other
 from .counting import blocks_of, is_compiled
 from .run import Run, is_whole
 
@@ -142,14 +144,45 @@ def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
         changed |= dict.fromkeys(blocks[: blocks.index(first)], skip)
     changed[first] = begin
     model_options = uncompiled(model_options)
+    model_options = {**model_options, "transformer_options": {**model_options["transformer_options"], BLOCKS: changed}}
+    if extra.grid:
+        model_options = with_grid(model_options)
     for block, patch in changed.items():
         model_options = replace_block(model_options, block, patch)
     return model_options
 
 
+def with_grid(model_options: dict) -> dict:
+    """Options of a pass whose blocks find `GRID` in theirs: what part of the picture a model call has differs."""
+    transformer_options = model_options["transformer_options"]
+    wrappers = transformer_options.get("wrappers", {})
+    around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), GRID: [tell_grid]}
+    wrappers = {**wrappers, WrappersMP.DIFFUSION_MODEL: around}
+    return {**model_options, "transformer_options": {**transformer_options, "wrappers": wrappers}}
+
+
+def tell_grid(
+    executor: WrapperExecutor,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    y: torch.Tensor | None,
+    guidance: torch.Tensor | None,
+    ref_latents: list | None,
+    control: dict | None,
+    transformer_options: dict,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Wrapper of ComfyUI's `Flux.forward`, which fills the picture up to whole patches."""
+    patch = executor.class_obj.patch_size
+    grid = tuple((size + patch // 2) // patch for size in x.shape[-2:])
+    options = {**transformer_options, GRID: grid}
+    return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
+
+
 def run_pass(
     extra: ExtraPass, run: Run, model: BaseModel, conds: list[dict], x: torch.Tensor, sigma: torch.Tensor
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """x0 of an extra pass.
 
     Its conditionings get uuids of their own, so that what knows a pass by them (ComfyUI's EasyCache) takes it for no other.
@@ -161,13 +194,16 @@ def run_pass(
         conds: the conditionings of its prompt.
         x, sigma: [B, …] and [B].
     Returns:
-        [B, …].
+        [B, …], or None where the pass runs on another model and this one holds none.
     Raises:
         ValueError: the model does not let the pass's blocks be replaced.
     """
     conds = conds if extra.conds is None else extra.conds(conds)
     conds = [{**cond, "uuid": uuid.uuid5(cond["uuid"], extra.name)} for cond in conds]
     run.roles |= {cond["uuid"]: extra.name for cond in conds}
+    if extra.model:
+        found = model.current_patcher.get_additional_models_with_key(extra.model)
+        return on_other(found[0], run, conds, x, sigma, run.model_options) if found else None
     counts = block_counts(model) if extra.blocks else {}
     options = pass_options(run, extra, counts) if extra.blocks else run.model_options
     # Other nodes tell a positive from a negative by its place.

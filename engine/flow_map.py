@@ -8,7 +8,7 @@ from comfy.samplers import CFGGuider
 from ..checks import expected, in_node
 from ..guidance.flow_map import does, sampler_name
 from ..guidance.plan import plan
-from ..guidance.rule import UNCOND
+from ..guidance.rule import MOMENTUM, UNCOND
 from ..guidance.zero_star import CFGZeroStar
 from .conflicts import scale_of
 from .run import Run
@@ -42,7 +42,7 @@ def before_run(run: Run, guider: CFGGuider, options: Mapping[str, object]) -> It
         )
     steps = plan(run.rules, run.sigmas, scale_of(guider))
     ran = {name for step in steps for name in step.passes}
-    joins = [rule for rule in run.rules if any(extra.name in ran for extra in rule.passes)]
+    joins = [rule for rule in run.rules if rule.order == MOMENTUM or any(extra.name in ran for extra in rule.passes)]
     scales = [step.cfg for step in steps if UNCOND in step.passes and not math.isclose(step.cfg, 1.0)]
     if scales or joins:
         what = ", ".join([*(f"cfg {scale:g}" for scale in sorted(scales)[-1:]), *(rule.title for rule in joins)])

@@ -58,6 +58,7 @@ class Run:
         flow_map: whether the model is one, and so asks where each step goes.
         watch: what records the run for a probe, or None.
         step, index, model_options: of the model call in progress, and the step of the one before.
+        conds: of the guider, by prompt, as ComfyUI's samplers have them.
         roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
         used: the scale that the sampler used in this call, None before it did.
         observed, pending: what rules observed, by node: numbers that count in this step, and scalars on the device.
@@ -82,6 +83,7 @@ class Run:
     step: Step | None = None
     index: int | None = None
     model_options: dict = field(default_factory=dict)
+    conds: dict[str, list[dict]] = field(default_factory=dict)
     roles: dict[Any, str] = field(default_factory=dict)
     used: float | None = None
     observed: dict[str, float] = field(default_factory=dict)
@@ -159,7 +161,7 @@ class Run:
         self.acted.clear()
         self.model_calls.clear()
         self.used = None
-        self.roles = {}
+        self.conds, self.roles = conds, {}
         for name, entries in conds.items():
             role = ROLES.get(name, name)
             for cond in entries or ():

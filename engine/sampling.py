@@ -15,17 +15,16 @@ from comfy.samplers import CFGGuider
 
 from ..checks import in_node, sentence
 from ..guidance import stack
-from ..guidance.base_uncond import BaseUncond
 from ..guidance.plan import plan_step
 from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
 from . import flow_map
-from .base_pass import BASE, never_mixed
+from .base_pass import all_as
 from .both_texts import both_texts
 from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
 from .family import is_flow_map
-from .run import LATENT, RESULT, RUN, Run, all_finite, run_of, titles
+from .run import LATENT, RESULT, RUN, Run, all_finite, at_sigma, run_of, titles
 from .watch import PROBES, Probe, Watch
 
 RULES = "kleinkit_rules"
@@ -107,9 +106,7 @@ def sample(
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     hooks, of_flow_map = len(options["sampler_post_cfg_function"]), is_flow_map(guider.model_patcher.model)
     run = Run(sigmas.float().tolist(), rules, name, hooks, of_flow_map)
-    for base in guider.model_patcher.get_additional_models_with_key(BASE):
-        with in_node(BaseUncond.title):
-            never_mixed(guider.model_patcher, base)
+    all_as(guider.model_patcher)
     for warning in before_run(rules, guider, options, run.sigmas):
         run.warn(warning)
     if of_flow_map:
@@ -200,7 +197,8 @@ def predict(
         return comfy.samplers.cfg_function(guider.inner_model, x, x, 1.0, x, timestep, own, *prompts)
 
     extras = extras_of(run.rules, step)
-    values, patches = {}, both_texts(run, step, conds)
+    values, mixing = {}, both_texts(run, step, conds)
+    patches = dict(mixing)
     alone = run.model_options
     run.model_options = {**alone, "transformer_options": {**alone["transformer_options"], **patches}}
     # Some guiders return at cfg 1 before the hook in which an extra pass runs.
@@ -208,7 +206,9 @@ def predict(
         values["disable_cfg1_optimization"] = True
     for _, extra in extras:
         prompt = conds.get("positive" if extra.of == COND else "negative") or ()
-        if is_plain(guider) and entry_is_certain(extra, prompt, alone):
+        # Where both texts run, the negative's own pass may carry the positive's text too.
+        same_tokens = extra.of == COND or not mixing
+        if is_plain(guider) and same_tokens and entry_is_certain(extra, prompt, alone):
             options = {**model_options, "transformer_options": {**transformer_options, **patches}}
             kept = keep_entry(options, extra, first_block(extra, block_counts(guider.inner_model)), run)
             patches["patches_replace"] = kept["transformer_options"]["patches_replace"]
@@ -279,11 +279,15 @@ def post_cfg(args: dict) -> torch.Tensor:
 
     extra = {}
     for rule, one in extras_of(run.rules, step):
-        prompt = args["cond" if one.of == COND else "uncond"]
+        # The sampler hands no negative on where it runs none.
+        negative = run.conds.get("negative") if args["uncond"] is None else args["uncond"]
+        prompt = (args["cond"] if one.of == COND else negative) or ()
         # What a cache answered for has no blocks to compare with.
-        if prompt is not None and not run.served(one.of):
+        if at_sigma(prompt, step.sigma) and not run.served(one.of):
             with in_node(rule.title):
-                extra[one.name] = x - run_pass(one, run, args["model"], prompt, x, args["sigma"])
+                denoised = run_pass(one, run, args["model"], prompt, x, args["sigma"])
+            if denoised is not None:
+                extra[one.name] = x - denoised
     velocities = ScaledVelocities(x, x - args["cond_denoised"], x - args["uncond_denoised"] if ran_uncond else None, extra)
     run.finite |= {name: all_finite(v) for name, v in {COND: velocities.cond, **extra}.items()}
     if velocities.uncond is not None:

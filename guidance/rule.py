@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 # The stack's order, whatever the order of the wiring. Two rules that combine the predictions exclude each other.
-SCHEDULE, DISTILLED, ADAPTIVE, ATTENTION, BASE, TANGENT, NEGATIVE, COMBINE, ADD, RENORM = range(10)
+SCHEDULE, DISTILLED, ADAPTIVE, ATTENTION, BASE, TANGENT, NEGATIVE, COMBINE, ADD, MOMENTUM, RENORM = range(11)
 
 COND, UNCOND = "cond", "uncond"
 
@@ -20,6 +20,8 @@ def precise(device: torch.device) -> torch.dtype:
 # `(arguments, extra) → states`, as ComfyUI calls what takes the place of a block: `extra["original_block"]` runs the block.
 BlockPatch = Callable[[dict, dict], dict]
 Block = tuple[str, int]
+# In a block's `transformer_options`, where a rule asks for it: the picture's tokens as `(height, width)`.
+GRID = "kleinkit_grid"
 # `(positive, negative) → mixed`, each [B, tokens, channels]: the attention's output at the image's tokens.
 Mix = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -34,12 +36,16 @@ class ExtraPass:
         conds: `(conditionings) → conditionings`, lists of dicts as ComfyUI's samplers have them; it changes copies alone.
         blocks: for each block that is replaced, such as `("single_block", 9)`: `(patch of another node or None) → patch`.
             Until the first of them the pass equals the plain one, and the engine starts there where it can.
+        grid: whether its blocks find `GRID` in their options.
+        model: the name under which the sampler's model holds the other model that the pass runs on, or None.
     """
 
     name: str
     of: str = COND
     conds: Callable[[list], list] | None = None
     blocks: Mapping[Block, Callable[[BlockPatch | None], BlockPatch]] = field(default_factory=dict)
+    grid: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)

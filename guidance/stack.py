@@ -68,7 +68,8 @@ def apply(
     changed, guided = v is not velocities, combined(v, step)
     if sampled is not None:
         guided = sampled + (guided - combined(velocities, step)) if changed else sampled
-    v = combination = replace(v, guided=guided)
+    # Rules after the combination compare what the model itself predicted.
+    v = combination = replace(velocities, guided=guided)
     for rule in rules[len(before) :]:
         v = rule.transform(v, step, memories[rule.node])
     return v.guided if changed or v is not combination else None

@@ -6,22 +6,24 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice
-from ..engine.base_pass import with_base
+from ..engine.base_pass import with_base, with_other
 from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
 from ..guidance.adaptive import Adaptive
 from ..guidance.apg import APG, SPACES
+from ..guidance.auto import PROMPTS, WEAK, AutoGuidance
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
 from ..guidance.fdg import FDG, parse_shares
 from ..guidance.image import ImageCFG
 from ..guidance.mambo_g import MamboG
+from ..guidance.momentum import Momentum
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
+from ..guidance.skip_layer import BLUR, SkipLayer, parse_layers
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
-from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
 from ..guidance.tcfg import TCFG
 from ..guidance.zero_star import CFGZeroStar
@@ -163,7 +165,15 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
             display_name="Klein Skip-Layer Guidance",
             description="Guides away from the prediction without some layers. Only the layers from the first skipped one on "
             "run again.",
-            search_aliases=["slg", "skip layer guidance", "stg", "perturbed attention"],
+            search_aliases=[
+                "slg",
+                "skip layer guidance",
+                "stg",
+                "pag",
+                "perturbed attention guidance",
+                "seg",
+                "smoothed energy guidance",
+            ],
             inputs=[
                 io.Float.Input("scale", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Strength; 0 is off."),
                 io.String.Input(
@@ -184,9 +194,19 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                     "mode",
                     options=list(SKIP_LAYER_MODES),
                     default="block",
-                    tooltip="Skip whole blocks, or only their attention (each place then sees itself alone).",
+                    tooltip="Skip whole blocks; or only their attention, so that each place sees itself alone (PAG); or blur "
+                    "what the picture's places ask the attention for (SEG).",
                 ),
                 share("rescale", 0.0, "Brings the result's contrast back towards the positive prediction's."),
+                io.Float.Input(
+                    "blur_sigma",
+                    default=10000.0,
+                    min=0.01,
+                    max=10000.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Width of the blur of mode `blur`, in tokens of 16 pixels. Above 9999 all places ask the same.",
+                ),
             ],
         )
 
@@ -201,7 +221,10 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
         end: float,
         mode: str,
         rescale: float,
+        blur_sigma: float = 10000.0,
     ) -> io.NodeOutput:
+        if mode == BLUR:
+            check_model(model.model)
         counts = block_counts(model.model)
         return io.NodeOutput(
             with_rule(
@@ -214,6 +237,7 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                     end,
                     mode,
                     rescale,
+                    blur_sigma,
                 ),
             )
         )
@@ -310,7 +334,7 @@ class KleinKitBaseUncond(io.ComfyNode):
             display_name="Klein Base Uncond",
             description="Takes the negative prediction from another model: a fine-tuned model is guided better against the "
             "base it came from.",
-            search_aliases=["unconditional prior", "base model", "autoguidance"],
+            search_aliases=["unconditional prior", "base model"],
             inputs=[
                 io.Model.Input(
                     "base_model",
@@ -323,6 +347,112 @@ class KleinKitBaseUncond(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, base_model: ModelPatcher) -> io.NodeOutput:
         return io.NodeOutput(with_base(with_rule(model, BaseUncond()), base_model))
+
+
+@names_itself
+class KleinKitAutoGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitAutoGuidance",
+            display_name="Klein AutoGuidance",
+            description="Guides away from a weaker version of the model: another model, or this one without some layers. Works "
+            "at cfg 1, and beside cfg.",
+            search_aliases=["autoguidance", "bad version of itself", "weak model"],
+            inputs=[
+                io.Float.Input(
+                    "scale",
+                    default=2.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="How far away from the weaker version; 1 is off. The paper found the best around 2.",
+                ),
+                io.String.Input(
+                    "double_layers",
+                    default="",
+                    tooltip="Double blocks that the weaker version lacks, such as `2` or `1-3`. Not used with `weak_model`.",
+                ),
+                io.String.Input(
+                    "single_layers",
+                    default="9",
+                    tooltip="Single blocks that the weaker version lacks, such as `9` or `7-9, 12`. Not used with "
+                    "`weak_model`.",
+                ),
+                io.Combo.Input(
+                    "prompt",
+                    options=list(PROMPTS),
+                    default=PROMPTS[0],
+                    tooltip="What the weaker version is asked: the positive prompt, as in the paper; the negative one, as in "
+                    "diffusers; or both, each compared with itself.",
+                ),
+                share("start", 0.0, "Begins at this share of the run's steps."),
+                share("end", 1.0, "Ends before this share of the run's steps."),
+                io.Model.Input(
+                    "weak_model",
+                    optional=True,
+                    tooltip="A weaker model of the same architecture, from a loader of its own: without your LoRA, or less "
+                    "trained. Both are in memory during the run.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        scale: float,
+        double_layers: str,
+        single_layers: str,
+        prompt: str,
+        start: float,
+        end: float,
+        weak_model: ModelPatcher | None = None,
+    ) -> io.NodeOutput:
+        if weak_model is not None:
+            guided = with_rule(model, AutoGuidance(scale, (), (), prompt, start, end, weak_model=True))
+            return io.NodeOutput(with_other(guided, weak_model, WEAK))
+        counts = block_counts(model.model)
+        double = parse_layers("double_layers", double_layers, counts["double_block"])
+        single = parse_layers("single_layers", single_layers, counts["single_block"])
+        return io.NodeOutput(with_rule(model, AutoGuidance(scale, double, single, prompt, start, end)))
+
+
+@names_itself
+class KleinKitMomentumGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="KleinKitMomentumGuidance",
+            display_name="Klein Momentum Guidance",
+            description="Guides away from the running mean of the steps before. Costs no pass, needs no negative prompt, and "
+            "works at cfg 1.",
+            search_aliases=["momentum guidance", "mg", "guidance without a pass"],
+            inputs=[
+                io.Float.Input(
+                    "alpha",
+                    default=0.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How far away from the mean of the steps before; 0 is off.",
+                ),
+                io.Float.Input(
+                    "beta",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of the mean stays from step to step; at 0 it is the step before alone.",
+                ),
+                share("start", 0.0, "Begins at this share of the run's steps."),
+                share("end", 1.0, "Ends before this share of the run's steps."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, alpha: float, beta: float, start: float, end: float) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, Momentum(alpha, beta, start, end)))
 
 
 @names_itself
@@ -544,6 +674,8 @@ NODES = [
     KleinKitSlerpCFG,
     KleinKitImageCFG,
     KleinKitBaseUncond,
+    KleinKitAutoGuidance,
+    KleinKitMomentumGuidance,
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
     KleinKitAPG,

@@ -1,18 +1,21 @@
 """What the editor's previews of guidance show."""
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from ..checks import expected, in_node, number, one_of
 from ..guidance import stack
 from ..guidance.adaptive import Adaptive
 from ..guidance.apg import APG
+from ..guidance.auto import AutoGuidance
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, choose_schedule
 from ..guidance.distilled import Distilled
 from ..guidance.fdg import FDG, parse_shares
 from ..guidance.image import ImageCFG
 from ..guidance.mambo_g import MamboG
+from ..guidance.momentum import Momentum
 from ..guidance.nag import NAG
 from ..guidance.plan import plan
 from ..guidance.renorm import Renorm
@@ -39,8 +42,8 @@ def _cfg(schedule: str = "constant", unguided: str = "conditional", **inputs: An
     return CFG(choose_schedule(schedule, **inputs), unguided)
 
 
-def _skip_layer(**inputs: Any) -> Rule:
-    return _of_fields(SkipLayer, inputs | {name: layers_of(name, inputs[name]) for name in KINDS if name in inputs})
+def _with_layers(kind: type[Rule], **inputs: Any) -> Rule:
+    return _of_fields(kind, inputs | {name: layers_of(name, inputs[name]) for name in KINDS if name in inputs})
 
 
 def _fdg(**inputs: Any) -> Rule:
@@ -53,16 +56,30 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
     return kind(**inputs)
 
 
-RULES = {
-    kind.node: kind
-    for kind in (CFG, SkipLayer, CFGZeroStar, Renorm, Slerp, ImageCFG, BaseUncond, Adaptive, NAG, APG, MamboG, FDG, TCFG)
-}
+KINDS_OF_RULES = (
+    CFG,
+    SkipLayer,
+    CFGZeroStar,
+    Renorm,
+    Slerp,
+    ImageCFG,
+    BaseUncond,
+    AutoGuidance,
+    Momentum,
+    Adaptive,
+    NAG,
+    APG,
+    MamboG,
+    FDG,
+    TCFG,
+)
+RULES = {kind.node: kind for kind in KINDS_OF_RULES}
 # Rules of other fields than their node has inputs.
-FROM_INPUTS = {CFG: _cfg, SkipLayer: _skip_layer, FDG: _fdg}
+FROM_INPUTS = {CFG: _cfg, FDG: _fdg, **{kind: partial(_with_layers, kind) for kind in (SkipLayer, AutoGuidance)}}
 
 
 def layers_of(name: str, text: Any, count: int | None = None) -> tuple[int, ...]:
-    """The layers of an input of Klein Skip-Layer Guidance.
+    """The layers of an input of Klein Skip-Layer Guidance or Klein AutoGuidance.
 
     Args:
         name: of the input.
@@ -153,7 +170,7 @@ def preview(settings: dict) -> dict:
 
 
 def preview_layers(settings: dict) -> dict:
-    """The layers that the texts of Klein Skip-Layer Guidance mean.
+    """The layers that the texts of Klein Skip-Layer Guidance or Klein AutoGuidance mean.
 
     Args:
         settings: `double_layers` and `single_layers` as typed; and `counts`, how many of each the model has, or left out

@@ -190,6 +190,7 @@ function guidanceSettings(node) {
       if (one === node || (one.comfyClass === node.comfyClass && place < 0)) continue
       replaced ||= one.comfyClass === node.comfyClass
       const inputs = inputsOf(one)
+      if (linked(one, "weak_model")) inputs.values.weak_model = true
       settings.rules.push({ node: one.comfyClass, inputs: inputs.values })
       unknown.push(...inputs.unknown.map((name) => `${name} (${one.title})`))
     } else if (has(one.inputs, "MODEL") && !PASSING.test(one.comfyClass)) others.push(one.title)
@@ -347,6 +348,21 @@ function missing(settings) {
   return Object.keys(settings).filter((name) => settings[name] === undefined)
 }
 
+/** What shows which layers two texts mean. */
+const LAYERS = {
+  path: "/kleinkit/layers",
+  settingsOf(node) {
+    const { double_layers, single_layers } = inputsOf(node).values
+    const typed = linked(node, "weak_model") ? { double_layers: "", single_layers: "" } : { double_layers, single_layers }
+    const [loader] = chainTo(node)
+    const found = loader?.comfyClass === LOADER ? ofLoader(loader) : undefined
+    const counts = found && { double_layers: found.double_layers, single_layers: found.single_layers }
+    return { settings: { ...typed, counts }, missing: missing(typed) }
+  },
+  figure: layersFigure,
+  lines: 3,
+}
+
 /** Of each node the route, the settings for it, what is drawn, and the lines of a figure that is text alone. */
 const PREVIEWS = {
   KleinKitScheduler: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitScheduler, figure: sigmaFigure },
@@ -361,19 +377,8 @@ const PREVIEWS = {
     figure: loaderFigure,
     lines: 3,
   },
-  KleinKitSkipLayerGuidance: {
-    path: "/kleinkit/layers",
-    settingsOf(node) {
-      const { double_layers, single_layers } = inputsOf(node).values
-      const typed = { double_layers, single_layers }
-      const [loader] = chainTo(node)
-      const found = loader?.comfyClass === LOADER ? ofLoader(loader) : undefined
-      const counts = found && { double_layers: found.double_layers, single_layers: found.single_layers }
-      return { settings: { ...typed, counts }, missing: missing(typed) }
-    },
-    figure: layersFigure,
-    lines: 3,
-  },
+  KleinKitSkipLayerGuidance: LAYERS,
+  KleinKitAutoGuidance: LAYERS,
   KleinKitSweep: {
     path: "/kleinkit/sweep",
     settingsOf(node) {

@@ -34,6 +34,7 @@ def test_every_node_can_be_added(page, server):
     assert page.evaluate("app.graph.nodes.map((node) => node.type)") == kinds
     drawn = "app.graph.nodes.flatMap((node) => node.widgets ?? []).filter((widget) => widget.type.startsWith('KLEINKIT_'))"
     assert sorted(page.evaluate(f"{drawn}.map((widget) => widget.node.type)")) == [
+        "KleinKitAutoGuidance",
         "KleinKitCFG",
         "KleinKitDynamicShift",
         "KleinKitLoader",

@@ -226,6 +226,14 @@ def test_layers_that_the_model_does_not_have_are_said_while_they_are_typed(page,
 
 
 @one_renderer
+def test_layers_of_a_weaker_version_give_way_to_a_model(page):
+    loader, auto = add(page, "KleinKitLoader", "KleinKitAutoGuidance")
+    expect(figure(page, "skips single 9.")).to_be_visible()
+    connect(page, (loader, 0, auto, "weak_model"))
+    expect(figure(page, "No layer is skipped.")).to_be_visible()
+
+
+@one_renderer
 def test_a_sweep_counts_its_runs(page, server):
     api.forget(server)
     graph = for_nano(read("7 Klein Guidance Study"))

@@ -326,8 +326,13 @@ class TestGuidance:
         run(model, sigmas(model))
         model = with_nodes(run_node, hooked(), ("KleinKitSlerpCFG", {}))
         run(model, sigmas(model), cfg=3.0)
-        skip, cfg = said()
+        model = with_nodes(
+            run_node, guarded(), ("KleinKitMomentumGuidance", {"start": 0.0, "end": 1.0, "alpha": 0.1, "beta": 0.6})
+        )
+        run(model, sigmas(model))
+        skip, cfg, momentum = said()
         assert EXPERIMENT.format("Klein Skip-Layer Guidance") in skip and EXPERIMENT.format("cfg 3") in cfg
+        assert EXPERIMENT.format("Klein Momentum Guidance") in momentum
 
     @pytest.mark.parametrize("flow_map", [False, True])
     def test_a_flow_map_and_a_velocity_model_are_never_mixed(self, run_node, comfy, flow_map):

@@ -18,7 +18,7 @@ NODES = {
             "KleinKitSkipLayerGuidance",
             dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode=mode, rescale=0.7),
         )
-        for mode in ("block", "attention")
+        for mode in ("block", "attention", "blur")
     },
     **{
         f"renorm {mode}": ("KleinKitRenorm", dict(mode=mode, strength=1.0, shrink_only=False))
@@ -29,6 +29,11 @@ NODES = {
     "mambo-g": ("KleinKitMAMBOG", {"alpha": 2.0}),
     "fdg": ("KleinKitFDG", {"shares": "1, 0.2, 0.7"}),
     "tcfg": ("KleinKitTCFG", {}),
+    "autoguidance": (
+        "KleinKitAutoGuidance",
+        dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
+    ),
+    "momentum": ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),
     **{f"apg {space}": ("KleinKitAPG", APG | {"space": space}) for space in ("denoised", "velocity")},
 }

@@ -68,6 +68,13 @@ COMFYUI_SKIP_SINGLE_9 = (
     "SkipLayerGuidanceDiT",
     dict(double_layers="", single_layers="9", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
 )
+
+
+def auto(prompt, **layers):
+    inputs = dict(scale=2.0, double_layers="", single_layers="9", prompt=prompt, start=0.0, end=1.0)
+    return "KleinKitAutoGuidance", inputs | layers
+
+
 UNGUIDED = (
     "KleinKitCFG",
     dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.0}, unguided="conditional"),
@@ -97,6 +104,19 @@ ZERO_INIT = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1
         ((COMFYUI_SKIP_SINGLE_9,), 1.0, 49),
         ((ZERO_INIT, SKIP_SINGLE_9), 4.0, 0),
         ((UNGUIDED, SKIP_SINGLE_9), 4.0, 35),
+        ((auto("positive"),), 1.0, 35),
+        ((auto("positive"),), 4.0, 60),
+        # Each of the two begins where its own prompt's pass has come to.
+        ((auto("both"),), 1.0, 35),
+        ((auto("both"),), 4.0, 70),
+        ((auto("negative"),), 4.0, 60),
+        # At cfg 1 no pass of the negative has run, so this one is whole, without the block.
+        ((auto("negative"),), 1.0, 49),
+        ((UNGUIDED, auto("both")), 4.0, 35),
+        ((NEGATIVE_ONLY, auto("both")), 4.0, 60),
+        ((auto("positive"), SKIP_SINGLE_9), 4.0, 70),
+        ((auto("positive", single_layers=""),), 4.0, 50),
+        ((("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),), 1.0, 25),
     ],
 )
 def test_rows_of_a_step(klein, run_node, nodes, cfg, rows):
@@ -111,7 +131,7 @@ def test_image_cfg_adds_one_pass_above_scale_1(klein, run_node):
         assert sum(rows_of(model, 4.0, **conds).values()) == rows
 
 
-@pytest.mark.parametrize("mode", ("block", "attention"))
+@pytest.mark.parametrize("mode", ("block", "attention", "blur"))
 def test_skip_pass_begins_at_its_first_layer(klein, run_node, mode):
     inputs = SKIP_SINGLE_9[1] | {"double_layers": "2", "mode": mode}
     rows = rows_of(with_nodes(run_node, klein, ("KleinKitSkipLayerGuidance", inputs)), 4.0)

@@ -18,6 +18,10 @@ SKIP = (
     "KleinKitSkipLayerGuidance",
     dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
 )
+AUTO = (
+    "KleinKitAutoGuidance",
+    dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
+)
 COMFYUI_SKIP = (
     "SkipLayerGuidanceDiT",
     dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
@@ -109,6 +113,22 @@ def test_the_log_counts_what_ran(klein, other, run_node, guider, caplog, node, c
     caplog.set_level("INFO")
     _, rows = run(guider(with_nodes(run_node, klein, node), cfg), klein, other)
     assert logged(caplog)[0] == rows
+
+
+@pytest.mark.parametrize(
+    "cfg, prompt, weak", [(1.0, "negative", False), (4.0, "both", False), (0.0, "both", True), (4.0, "both", True)]
+)
+def test_autoguidance_runs_what_a_guider_has_a_prompt_for(klein, other, run_node, guider, caplog, cfg, prompt, weak):
+    caplog.set_level("INFO")
+    third = small_klein(seed=9, **SHAPE)
+    node = AUTO[0], AUTO[1] | {"prompt": prompt} | ({"weak_model": third} if weak else {})
+    made = guider(with_nodes(run_node, klein, node), cfg)
+    _, rows = run(made, klein, other, third)
+    count, passes = logged(caplog)
+    assert count == rows
+    if "negative" not in made.original_conds:
+        assert "weak_uncond" not in passes
+        assert ("weak" in passes) == (prompt != "negative")
 
 
 @pytest.mark.parametrize("style", ("regular", "nested"))

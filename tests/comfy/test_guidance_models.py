@@ -146,22 +146,38 @@ def test_models_that_predict_noise_are_refused(comfy, run_node, node):
         with_nodes(run_node, tiny("SD15"), (node, PREDICTIONS_ONLY[node]))
 
 
+def test_a_blur_needs_to_know_where_the_picture_s_tokens_are(comfy, run_node):
+    with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `model` to be a FLUX.2 .klein., .*'SD3'"):
+        with_nodes(run_node, tiny("SD3"), ("KleinKitSkipLayerGuidance", SKIP | {"mode": "blur"}))
+
+
 def test_skip_layer_needs_blocks(comfy, run_node):
     with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `model` to be made of double and single blocks"):
         with_nodes(run_node, tiny("SD15"), ("KleinKitSkipLayerGuidance", SKIP))
 
 
-class TestBaseUncond:
-    def test_another_architecture_is_refused(self, comfy, run_node):
-        klein = small_klein()
-        for base in (small_klein(single_blocks=3), tiny("Flux")):
-            with pytest.raises(ValueError, match="^Klein Base Uncond: Expected `base_model` to be of the same architecture"):
-                with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": base}))
+@pytest.mark.parametrize(
+    "node, name, inputs",
+    [
+        ("KleinKitBaseUncond", "base_model", {}),
+        (
+            "KleinKitAutoGuidance",
+            "weak_model",
+            dict(scale=2.0, double_layers="", single_layers="", prompt="positive", start=0.0, end=1.0),
+        ),
+    ],
+)
+class TestAnotherModel:
+    def test_another_architecture_is_refused(self, comfy, run_node, node, name, inputs):
+        klein, title = small_klein(), comfy.NODE_CLASS_MAPPINGS[node].GET_SCHEMA().display_name
+        for other in (small_klein(single_blocks=3), tiny("Flux")):
+            with pytest.raises(ValueError, match=f"^{title}: Expected `{name}` to be of the same architecture"):
+                with_nodes(run_node, klein, (node, inputs | {name: other}))
 
-    def test_the_same_weights_are_refused(self, comfy, run_node):
-        klein = small_klein()
-        with pytest.raises(ValueError, match="^Klein Base Uncond: .*second loader"):
-            with_nodes(run_node, klein, ("KleinKitBaseUncond", {"base_model": klein.clone()}))
+    def test_the_same_weights_are_refused(self, comfy, run_node, node, name, inputs):
+        klein, title = small_klein(), comfy.NODE_CLASS_MAPPINGS[node].GET_SCHEMA().display_name
+        with pytest.raises(ValueError, match=f"^{title}: .*second loader"):
+            with_nodes(run_node, klein, (node, inputs | {name: klein.clone()}))
 
 
 def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):

@@ -52,6 +52,27 @@ def calls_of(model, sampler, sigmas):
     return calls
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2s_ancestral", "seeds_3"])
+def test_rules_with_a_pass_or_a_memory_act_in_every_call(klein, run_node, sampler):
+    auto = dict(scale=1.5, double_layers="0", single_layers="", prompt="positive", start=0.0, end=1.0)
+    prompt = conditioning(embeddings(192, 1))
+
+    def done(*nodes):
+        rows = []
+        model = with_nodes(run_node, klein, *nodes)
+        hook = klein.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        result = comfy_run(model, SIGMAS, latent_noise(32, 32), prompt, prompt, 1.0, sampler)
+        hook.remove()
+        assert torch.isfinite(result).all()
+        return result, sum(rows)
+
+    plain, calls = done()
+    momentum, same = done(("KleinKitMomentumGuidance", dict(alpha=0.3, beta=0.6, start=0.0, end=1.0)))
+    both, twice = done(("KleinKitAutoGuidance", auto))
+    assert (same, twice) == (calls, 2 * calls)
+    assert (momentum - plain).abs().max() > 1e-3 and (both - plain).abs().max() > 1e-3
+
+
 @pytest.fixture
 def samplers(comfy):
     import comfy.samplers

@@ -136,6 +136,44 @@ def test_context_windows_run_the_whole_pass(klein, run_node):
     assert whole == tail
 
 
+def where_the_picture_is_cut(run_node, comfy):
+    """`{name: (nodes, positive)}` in which the model sees other tokens of the picture, or others beside them."""
+    whole, part = conditioning(embeddings(192, 1)), conditioning(embeddings(192, 3))
+    reference = conditioning(embeddings(192, 1), reference_latents=[latent_noise(64, 32, seed=3)])
+    area = dict(width=0.5, height=0.75, x=0.5, y=0.25, strength=1.0)
+    windows = dict(context_length=4, context_overlap=2, context_schedule="standard_static", context_stride=1)
+    windows |= dict(closed_loop=False, fuse_method="pyramid", dim=3, freenoise=False)
+    nag = dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=1.0)
+    cut = {
+        "whole": ((), whole),
+        "area": ((), whole + run_node("ConditioningSetAreaPercentage", conditioning=part, **area)[0]),
+        "windows": ((("ContextWindowsManual", windows),), whole),
+        "reference": ((), reference),
+        "NAG": ((("KleinKitNAG", nag),), reference),
+    }
+    if "FluxKVCache" in comfy.NODE_CLASS_MAPPINGS:
+        cut["KV cache"] = ((("FluxKVCache", {}),), reference)
+    return cut
+
+
+def test_a_blur_of_no_width_changes_nothing_and_a_wide_one_does(klein, run_node, comfy):
+    name, inputs = tail_pass(("0", "1"), rescale=0.0)
+    for cut, (nodes, positive) in where_the_picture_is_cut(run_node, comfy).items():
+        plain, none, wide = (
+            comfy_run(
+                with_nodes(run_node, klein, *nodes, *blur),
+                SIGMAS,
+                latent_noise(64, 96),
+                positive,
+                conditioning(embeddings(192, 2)),
+                1.0,
+            )
+            for blur in ((), *([(name, inputs | dict(mode="blur", blur_sigma=sigma))] for sigma in (0.1, 10000.0)))
+        )
+        assert (none - plain).abs().max() <= LIMIT * plain.abs().max(), cut
+        assert (wide - plain).abs().max() > 1e-3, cut
+
+
 def test_lora_hooks_on_the_positive(klein, run_node, models, comfy):
     import folder_paths
 

@@ -1,5 +1,6 @@
 """Each rule against diffusers' own guider, on random tensors."""
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,22 +10,27 @@ from diffusers import Flux2KleinPipeline, guiders
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from diffusers.guiders.adaptive_projected_guidance_mix import AdaptiveProjectedMixGuidance
+from diffusers.guiders.auto_guidance import AutoGuidance as DiffusersAutoGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.frequency_decoupled_guidance import FrequencyDecoupledGuidance, build_image_from_pyramid
 from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
+from diffusers.guiders.perturbed_attention_guidance import PerturbedAttentionGuidance
 from diffusers.guiders.skip_layer_guidance import SkipLayerGuidance
+from diffusers.guiders.smoothed_energy_guidance import SmoothedEnergyGuidance
 from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
+from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance import stack
 from kleinkit.guidance.apg import APG
+from kleinkit.guidance.auto import PROMPTS, AutoGuidance
 from kleinkit.guidance.cfg import CFG, Interval, combine
 from kleinkit.guidance.fdg import FDG, joined, laplacian_pyramid, packed, unpacked
 from kleinkit.guidance.mambo_g import MamboG
 from kleinkit.guidance.plan import plan, plan_step
 from kleinkit.guidance.rule import ScaledVelocities
-from kleinkit.guidance.skip_layer import SkipLayer
+from kleinkit.guidance.skip_layer import SkipLayer, blur
 from kleinkit.guidance.tcfg import TCFG
 from kleinkit.guidance.zero_star import CFGZeroStar
 from kornia.geometry.transform import build_laplacian_pyramid
@@ -32,19 +38,20 @@ from sampling import exact_svd
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
 BATCHES = (1, 4)
+PASSES = ("x", "cond", "uncond", "skip", "weak", "weak_uncond")
 LAYERS = dict(skip_layer_guidance_layers=[0])
 
 
 def predictions(batch, seed=0, size=(6, 4)):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(batch, 128, *size, generator=generator) for name in ("x", "cond", "uncond", "skip")}
+    return {name: torch.randn(batch, 128, *size, generator=generator) for name in PASSES}
 
 
 def ours(rules, v, cfg, index=0, steps=8, memories=None):
     step = plan_step(rules, index, steps, 1.0 - index / steps, cfg)
     if step.zero:
         return torch.zeros_like(v["cond"])
-    extra = {"skip": v["skip"]} if "skip" in step.passes else {}
+    extra = {name: v[name] for name in step.passes if name not in ("cond", "uncond")}
     used = ScaledVelocities(v["x"], v["cond"], v["uncond"] if "uncond" in step.passes else None, extra)
     guided = stack.apply(rules, used, step, defaultdict(dict) if memories is None else memories)
     return stack.combined(used, step) if guided is None else guided
@@ -210,6 +217,64 @@ def test_tcfg(monkeypatch, cfg, near):
     assert (mine - theirs(guider, v)).abs().max() <= 2e-4 * max(1.0, cfg)
     monkeypatch.setattr(torch.linalg, "svd", exact_svd)
     agree(mine, theirs(guider, v), cfg)
+
+
+# Of the same guidance by their names: which layers they take, and the name of the pass.
+OF_ATTENTION = {
+    "attention": lambda cfg: PerturbedAttentionGuidance(cfg, 2.5, 0.0, 1.0, perturbed_guidance_layers=[0]),
+    "blur": lambda cfg: SmoothedEnergyGuidance(cfg, 2.5, seg_guidance_layers=[0]),
+}
+
+
+@pytest.mark.parametrize("cfg", (0.0, 0.5, 4.0))
+@pytest.mark.parametrize("mode", OF_ATTENTION)
+def test_perturbed_attention_and_smoothed_energy(mode, cfg):
+    # Both leave out the first step of their range. With cfg 1 they begin at the perturbed prediction, as skip-layer's does.
+    v, guider = predictions(2), OF_ATTENTION[mode](cfg)
+    last = {"attention": "pred_cond_skip", "blur": "pred_cond_seg"}[mode]
+    for index in (1, 5):
+        guider.set_state(step=index, num_inference_steps=8, timestep=torch.tensor(0))
+        expected = guider.forward(pred_cond=v["cond"], pred_uncond=v["uncond"], **{last: v["skip"]}).pred
+        agree(ours((SkipLayer(2.5, end=1.0, mode=mode),), v, cfg, index), expected, cfg)
+
+
+@pytest.mark.parametrize("side", (1, 2, 3, 6, 9))
+@pytest.mark.parametrize("sigma", (0.05, 0.4, 1.0, 3.7, 50.0, 9999.0, 10000.0))
+def test_blur(side, sigma):
+    queries = torch.randn(2, side * side, 40, generator=torch.Generator().manual_seed(side))
+    size = math.ceil(6 * sigma) + 1 - math.ceil(6 * sigma) % 2
+    # diffusers 0.42 has the two branches of the authors' code the wrong way round: its threshold turns the Gaussian on.
+    threshold = sigma - 1e-6 if sigma <= 9999.0 else math.inf
+    expected = _gaussian_blur_2d(queries.clone(), size, sigma, threshold)
+    assert (blur(queries, side, side, sigma) - expected).abs().max() <= 1e-5
+    assert torch.equal(blur(queries[:, None], side, side, sigma)[:, 0], blur(queries, side, side, sigma))
+
+
+def test_a_blur_of_a_grid_that_is_no_square_is_that_of_its_rows_and_columns():
+    grid = torch.randn(1, 5, 8, 3, generator=torch.Generator().manual_seed(1))
+
+    def along(values, axis):
+        # Each row or column stands for a square of equal ones, which a blur across leaves as they are.
+        count = values.shape[axis]
+        lines = values.movedim(axis, -2).reshape(-1, 1, count, 3).expand(-1, count, -1, -1).flatten(1, 2)
+        blurred = _gaussian_blur_2d(lines.clone(), 9, 1.2, 1.0).unflatten(1, (count, count))[:, 0]
+        return blurred.reshape(values.movedim(axis, -2).shape).movedim(-2, axis)
+
+    assert (blur(grid.flatten(1, 2), 5, 8, 1.2) - along(along(grid, 1), 2).flatten(1, 2)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("scale", (1.0, 1.25, 4.0, 100.0))
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_auto_guidance(prompt, scale, batch):
+    # Of diffusers' two predictions the second is the weaker version's.
+    v = predictions(batch)
+    guider = DiffusersAutoGuidance(scale, auto_guidance_layers=[0], dropout=1.0, start=0.25, stop=0.75)
+    weaker = v["weak_uncond" if prompt == "negative" else "weak"]
+    for index in (1, 2, 5, 6):
+        guider.set_state(step=index, num_inference_steps=8, timestep=torch.tensor(0))
+        expected = guider.forward(v["cond"], weaker).pred
+        agree(ours((AutoGuidance(scale, prompt=prompt, start=0.25, end=0.75),), v, 1.0, index), expected, scale)
 
 
 @pytest.mark.parametrize("prediction", ("uncond", "cond"))

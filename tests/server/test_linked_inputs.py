@@ -12,6 +12,8 @@ SOCKETS = {
     "IMAGE": ["image", 0],
     "LATENT": ["latent", 0],
 }
+# It takes a model of a file of its own.
+ANOTHER_MODEL = "weak_model"
 # The family of the tests has 2 double and 2 single blocks or more, and no layer 9.
 FITTING = {"single_layers": "1", "diffusion_model": LOADER["diffusion_model"]}
 WITH_WIDGETS = (
@@ -24,6 +26,8 @@ WITH_WIDGETS = (
     "KleinKitRenorm",
     "KleinKitSlerpCFG",
     "KleinKitImageCFG",
+    "KleinKitAutoGuidance",
+    "KleinKitMomentumGuidance",
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
     "KleinKitAPG",
@@ -62,6 +66,7 @@ def cases(info):
     for option in options:
         widgets = {name: spec for name, spec in specs.items() if kind_of(spec) in (*PRIMITIVES, "COMBO")}
         inputs = {name: SOCKETS[kind_of(spec)] for name, spec in specs.items() if kind_of(spec) in SOCKETS}
+        inputs.pop(ANOTHER_MODEL, None)
         if option:
             inputs[combo] = option["key"]
             inner = {**option["inputs"].get("required", {}), **option["inputs"].get("optional", {})}

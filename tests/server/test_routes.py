@@ -167,6 +167,13 @@ CHAINS = [
         ("KleinKitSlerpCFG", {}),
     ],
     [("KleinKitImageCFG", {"image_scale": 2.0}), ("KleinKitCFGZeroStar", {"optimized_scale": False, "zero_init_steps": 1})],
+    [
+        (
+            "KleinKitAutoGuidance",
+            {"scale": 2.0, "double_layers": "", "single_layers": "1", "prompt": "both", "start": 0.2, "end": 1.0},
+        ),
+        ("KleinKitCFG", {"schedule": "interval", "schedule.start": 0.0, "schedule.end": 0.5, "unguided": "unconditional"}),
+    ],
 ]
 WITHOUT_PREVIEW = {"KleinKitSkipLayerGuidance": {"mode": "block", "rescale": 0.0}}
 

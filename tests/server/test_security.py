@@ -6,6 +6,7 @@ import prompts
 import pytest
 from kleinkit.harness import server as api
 
+PROBE = ("KleinKitProbe", {})
 RULES = (
     prompts.SKIP,
     ("KleinKitCFG", {"schedule": "skip", "schedule.mode": "late", "schedule.guided_ratio": 0.5, "unguided": "conditional"}),
@@ -15,7 +16,12 @@ RULES = (
     ("KleinKitAdaptiveGuidance", dict(threshold=0.99)),
     ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     ("KleinKitBaseUncond", dict(base_model=["base", 0])),
-    ("KleinKitProbe", {}),
+    (
+        "KleinKitAutoGuidance",
+        dict(scale=2, double_layers="", single_layers="", prompt="both", start=0, end=1, weak_model=["base", 0]),
+    ),
+    ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
+    PROBE,
 )
 # They exclude each other.
 COMBINATIONS = (
@@ -42,7 +48,7 @@ def every_node(combination, fault=("none", 0)):
         ),
         "show": ("PreviewAny", dict(source=["sigmas", 0])),
         "sheet": ("KleinKitContactSheet", dict(images=["picture", 0], labels=["sweep", 1], columns=2, title="cfg")),
-        "report": ("KleinKitReport", dict(probe=["rule8", 1], latent=["sampler", 0])),
+        "report": ("KleinKitReport", dict(probe=[f"rule{RULES.index(PROBE)}", 1], latent=["sampler", 0])),
         "plot": ("PreviewImage", dict(images=["report", 0])),
         "look": ("KleinKitTestState", dict(image=["sheet", 0])),
     }

@@ -8,16 +8,18 @@ import torch
 from kleinkit.guidance import stack
 from kleinkit.guidance.adaptive import Adaptive, cosine
 from kleinkit.guidance.apg import APG, SPACES
+from kleinkit.guidance.auto import AutoGuidance
 from kleinkit.guidance.base_uncond import BaseUncond
 from kleinkit.guidance.cfg import CFG, combine
 from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.fdg import FDG, weighted
 from kleinkit.guidance.image import ImageCFG, image_cfg
 from kleinkit.guidance.mambo_g import MamboG, damping
+from kleinkit.guidance.momentum import Momentum
 from kleinkit.guidance.nag import NAG, nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
-from kleinkit.guidance.rule import ATTENTION, COMBINE, Rule, ScaledVelocities
+from kleinkit.guidance.rule import ATTENTION, COMBINE, Rule, ScaledVelocities, Step
 from kleinkit.guidance.skip_layer import SkipLayer, rescaled
 from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
 from kleinkit.guidance.tcfg import TCFG, damped
@@ -178,6 +180,7 @@ ALL_RULES = {
     "TCFG": (TCFG(),),
     "FDG": (FDG((1.0, 0.2, 0.7)),),
     "skip-layer": (SkipLayer(end=1.0),),
+    "autoguidance": (AutoGuidance(prompt="both"),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
     **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
     "all": (CFGZeroStar(zero_init_steps=0), Slerp(), SkipLayer(end=1.0), Renorm(), Adaptive(), BaseUncond(), CFG()),
@@ -197,7 +200,7 @@ def guided(rules, predictions, cfg):
 @pytest.mark.parametrize("rules", ALL_RULES.values(), ids=ALL_RULES)
 @pytest.mark.parametrize("special", ("v_u = 0", "v_c = v_u", "v_c = 0", "tiny", "huge", "opposite"))
 def test_finite_where_plain_cfg_is(rules, special, cfg):
-    p = {name: random(3, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip"))}
+    p = {name: random(3, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip", "weak", "weak_uncond"))}
     if special == "v_u = 0":
         p["uncond"] = torch.zeros_like(p["uncond"])
     elif special == "v_c = 0":
@@ -221,6 +224,9 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (Renorm(strength=0.0),),
         (SkipLayer(scale=0.0),),
         (SkipLayer(single_layers=()),),
+        (AutoGuidance(scale=1.0),),
+        (Momentum(alpha=0.0),),
+        (AutoGuidance(single_layers=()),),
         (ImageCFG(1.0),),
         (APG(1.0, 0.0, 0.0),),
         (MamboG(0.0),),
@@ -323,3 +329,19 @@ def test_the_bands_of_a_latent_of_any_size_are_the_latent(size, bands):
     v = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     close(weighted(v, (0.5,) * bands), 0.5 * v.double())
     assert torch.isfinite(weighted(v, tuple(range(1, bands + 1)))).all()
+
+
+def test_momentum_counts_a_step_once_however_often_the_model_is_asked():
+    """Calls `(step, velocity)`: m goes by the first of each step, also while the range leaves steps out."""
+    alpha, beta, memory, results = 2.0, 0.25, {}, []
+    rule = Momentum(alpha, beta, start=0.5, end=1.0)
+    sigmas = {0: 1.0, 1: 0.75, 2: 0.5, 3: 0.25}
+    calls = [(0, 1.0), (0, 9.0), (1, 3.0), (2, 4.0), (2, 7.0), (3, 5.0)]
+    for index, velocity in calls:
+        step, scaled = Step(index, 4, sigmas[index], 1.0), torch.full((1, 1, 1, 1), velocity) * sigmas[index]
+        result = rule.transform(ScaledVelocities(scaled, scaled, guided=scaled), step, memory)
+        results.append(float(result.guided) / sigmas[index])
+    m2 = 0.75 * 3.0 + 0.25 * 1.0
+    m3 = 0.75 * 4.0 + 0.25 * m2
+    led = [velocity + alpha * (velocity - m) for velocity, m in ((4.0, m2), (7.0, m2), (5.0, m3))]
+    assert results == pytest.approx([1.0, 9.0, 3.0, *led])
