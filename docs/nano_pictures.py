@@ -98,7 +98,7 @@ def auto(layers: str, **others: Any) -> Node:
 
 
 def momentum(alpha: float) -> Node:
-    return "KleinKitMomentumGuidance", {"alpha": alpha, "beta": 0.6, "start": 0.0, "end": 1.0}
+    return "KleinKitMomentum", {"alpha": alpha, "beta": 0.6, "start": 0.0, "end": 1.0}
 
 
 SKIP_LAYER = (
@@ -181,7 +181,7 @@ PICTURES = {
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=UNGUARDED),
         Row("distilled, weak base: {passes} passes", (auto("", scale=1.2, weak_model=["weak", 0]),), 1, 4, UNGUARDED),
     ),
-    "KleinKitMomentumGuidance": (
+    "KleinKitMomentum": (
         Row("cfg 1: 20 passes", cfg=1),
         Row("cfg 1, alpha 0.5: {passes} passes", (momentum(0.5),), cfg=1),
         Row("cfg 1, alpha 1.5", (momentum(1.5),), cfg=1),

@@ -30,7 +30,7 @@ class Momentum(Rule):
     A sampler may ask several times in a step: m stays, and the first answer is the step's.
     """
 
-    node: ClassVar[str] = "KleinKitMomentumGuidance"
+    node: ClassVar[str] = "KleinKitMomentum"
     title: ClassVar[str] = "Klein Momentum Guidance"
     order: ClassVar[int] = MOMENTUM
     alpha: float = 0.5

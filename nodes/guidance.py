@@ -419,11 +419,11 @@ class KleinKitAutoGuidance(io.ComfyNode):
 
 
 @names_itself
-class KleinKitMomentumGuidance(io.ComfyNode):
+class KleinKitMomentum(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            node_id="KleinKitMomentumGuidance",
+            node_id="KleinKitMomentum",
             display_name="Klein Momentum Guidance",
             description="Guides away from the running mean of the steps before. Costs no pass, needs no negative prompt, and "
             "works at cfg 1.",
@@ -675,7 +675,7 @@ NODES = [
     KleinKitImageCFG,
     KleinKitBaseUncond,
     KleinKitAutoGuidance,
-    KleinKitMomentumGuidance,
+    KleinKitMomentum,
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
     KleinKitAPG,

@@ -21,7 +21,7 @@ RULES = (
         "KleinKitAutoGuidance",
         dict(scale=1.5, double_layers="0", single_layers="", prompt="positive", start=0.0, end=1.0),
     ),
-    ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
+    ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     ("KleinKitImageCFG", dict(image_scale=2.0)),
     ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
     ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),

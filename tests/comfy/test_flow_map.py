@@ -327,7 +327,7 @@ class TestGuidance:
         model = with_nodes(run_node, hooked(), ("KleinKitSlerpCFG", {}))
         run(model, sigmas(model), cfg=3.0)
         model = with_nodes(
-            run_node, guarded(), ("KleinKitMomentumGuidance", {"start": 0.0, "end": 1.0, "alpha": 0.1, "beta": 0.6})
+            run_node, guarded(), ("KleinKitMomentum", {"start": 0.0, "end": 1.0, "alpha": 0.1, "beta": 0.6})
         )
         run(model, sigmas(model))
         skip, cfg, momentum = said()

@@ -33,7 +33,7 @@ NODES = {
         "KleinKitAutoGuidance",
         dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
     ),
-    "momentum": ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
+    "momentum": ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     "image cfg": ("KleinKitImageCFG", {"image_scale": 2.0}),
     **{f"apg {space}": ("KleinKitAPG", APG | {"space": space}) for space in ("denoised", "velocity")},
 }

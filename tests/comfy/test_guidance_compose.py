@@ -21,7 +21,7 @@ NODES = {
     "KleinKitImageCFG": dict(image_scale=2.0),
     "KleinKitBaseUncond": {},
     "KleinKitAutoGuidance": dict(scale=1.5, double_layers="0", single_layers="", prompt="both", start=0.0, end=0.7),
-    "KleinKitMomentumGuidance": dict(alpha=0.7, beta=0.5, start=0.0, end=1.0),
+    "KleinKitMomentum": dict(alpha=0.7, beta=0.5, start=0.0, end=1.0),
     "KleinKitAdaptiveGuidance": dict(threshold=0.3),
     "KleinKitNAG": dict(scale=4.0, tau=2.0, alpha=0.5, start=0.0, end=0.7),
     "KleinKitAPG": dict(eta=0.2, norm_threshold=1.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
@@ -30,7 +30,7 @@ NODES = {
     "KleinKitTCFG": {},
 }
 # Of each of these, pairs are enough.
-PAIRED = {"KleinKitAPG", "KleinKitMAMBOG", "KleinKitFDG", "KleinKitTCFG", "KleinKitAutoGuidance", "KleinKitMomentumGuidance"}
+PAIRED = {"KleinKitAPG", "KleinKitMAMBOG", "KleinKitFDG", "KleinKitTCFG", "KleinKitAutoGuidance", "KleinKitMomentum"}
 # They join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough.
 LIKE_SLERP = {"KleinKitMAMBOG", "KleinKitFDG"}
 CHANGE = {"KleinKitCFGZeroStar", "KleinKitTCFG", "KleinKitSkipLayerGuidance"}
@@ -49,7 +49,7 @@ NEUTRAL = {
     "KleinKitRenorm": dict(mode="global", strength=0.0, shrink_only=True),
     "KleinKitImageCFG": dict(image_scale=1.0),
     "KleinKitAutoGuidance": NODES["KleinKitAutoGuidance"] | {"scale": 1.0},
-    "KleinKitMomentumGuidance": dict(alpha=0.0, beta=0.5, start=0.0, end=1.0),
+    "KleinKitMomentum": dict(alpha=0.0, beta=0.5, start=0.0, end=1.0),
     "KleinKitAdaptiveGuidance": dict(threshold=1.0),
     "KleinKitNAG": dict(scale=1.0, tau=2.0, alpha=0.5, start=0.0, end=1.0),
     "KleinKitAPG": dict(eta=1.0, norm_threshold=0.0, momentum=0.0, space="denoised", start=0.0, scale=0.0),

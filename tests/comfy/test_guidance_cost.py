@@ -116,7 +116,7 @@ ZERO_INIT = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1
         ((NEGATIVE_ONLY, auto("both")), 4.0, 60),
         ((auto("positive"), SKIP_SINGLE_9), 4.0, 70),
         ((auto("positive", single_layers=""),), 4.0, 50),
-        ((("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),), 1.0, 25),
+        ((("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),), 1.0, 25),
     ],
 )
 def test_rows_of_a_step(klein, run_node, nodes, cfg, rows):

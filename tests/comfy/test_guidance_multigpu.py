@@ -19,7 +19,7 @@ NODES = {
     "KleinKitImageCFG": dict(image_scale=2.0),
     "KleinKitBaseUncond": {},
     "KleinKitAutoGuidance": dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
-    "KleinKitMomentumGuidance": dict(alpha=0.5, beta=0.6, start=0.0, end=1.0),
+    "KleinKitMomentum": dict(alpha=0.5, beta=0.6, start=0.0, end=1.0),
     "KleinKitAdaptiveGuidance": dict(threshold=0.9),
     "KleinKitNAG": dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
     "KleinKitAPG": dict(eta=0.0, norm_threshold=2.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),

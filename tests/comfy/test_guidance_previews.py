@@ -11,7 +11,7 @@ TYPED = {
     "KleinKitSlerpCFG": {"cap": 45.0},
     "KleinKitImageCFG": {"image_scale": 2.0},
     "KleinKitAutoGuidance": {"scale": 3.0, "double_layers": "1-3", "single_layers": "7, 9", "prompt": "both", "end": 0.5},
-    "KleinKitMomentumGuidance": {"alpha": 1.5, "beta": 0.2, "start": 0.1, "end": 0.5},
+    "KleinKitMomentum": {"alpha": 1.5, "beta": 0.2, "start": 0.1, "end": 0.5},
     "KleinKitAdaptiveGuidance": {"threshold": 0.5},
     "KleinKitNAG": {"scale": 3.0, "tau": 2.0, "alpha": 0.5, "start": 0.1, "end": 0.9},
     "KleinKitAPG": {"eta": 0.5, "norm_threshold": 9.0, "momentum": 0.1, "space": "velocity", "start": 0.2, "scale": 7.0},

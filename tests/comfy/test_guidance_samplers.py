@@ -67,7 +67,7 @@ def test_rules_with_a_pass_or_a_memory_act_in_every_call(klein, run_node, sample
         return result, sum(rows)
 
     plain, calls = done()
-    momentum, same = done(("KleinKitMomentumGuidance", dict(alpha=0.3, beta=0.6, start=0.0, end=1.0)))
+    momentum, same = done(("KleinKitMomentum", dict(alpha=0.3, beta=0.6, start=0.0, end=1.0)))
     both, twice = done(("KleinKitAutoGuidance", auto))
     assert (same, twice) == (calls, 2 * calls)
     assert (momentum - plain).abs().max() > 1e-3 and (both - plain).abs().max() > 1e-3

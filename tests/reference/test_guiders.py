@@ -326,8 +326,6 @@ NODES = {
 }
 PAGE = (Path(__file__).parents[2] / "docs" / "guiders.md").read_text("utf-8")
 REASONS = {"LTX2Guidance": "It guides the sound and the video of LTX-2 together. Klein makes one picture."}
-# The mark goes with the node's arrival.
-TO_COME = "KleinKitAutoGuidance"
 
 
 def test_every_guider_of_diffusers_has_a_node_or_a_reason():
@@ -336,13 +334,7 @@ def test_every_guider_of_diffusers_has_a_node_or_a_reason():
     assert [name for name in (*NODES, *REASONS) if f"`{name}`" not in PAGE] == []
 
 
-@pytest.mark.parametrize(
-    "node",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in TO_COME else name
-        for name in sorted({*NODES.values()})
-    ],
-)
+@pytest.mark.parametrize("node", sorted({*NODES.values()}))
 def test_a_guider_s_node_is_there(comfy, node):
     assert node in comfy.NODE_CLASS_MAPPINGS
 

@@ -222,7 +222,7 @@ class TestMomentum:
             return led.float()
 
         theirs = diffusers_run(SIGMAS, NOISE, velocity)
-        node = ("KleinKitMomentumGuidance", dict(alpha=alpha, beta=beta, start=0.0, end=1.0))
+        node = ("KleinKitMomentum", dict(alpha=alpha, beta=beta, start=0.0, end=1.0))
         assert far(ours(run_node, klein, node, cfg=cfg), theirs) <= LIMIT
         assert far(ours(run_node, klein, cfg=cfg), theirs) > 1e-3
 
@@ -232,7 +232,7 @@ class TestMomentum:
 
         second, sigmas = comfy.samplers.ksampler("ipndm", {"max_order": 2}), torch.tensor([1.0, 0.9, 0.75, 0.5, 0.2])
         prompts = conditioning(COND), conditioning(UNCOND)
-        node = ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.0, start=0.0, end=1.0))
+        node = ("KleinKitMomentum", dict(alpha=0.5, beta=0.0, start=0.0, end=1.0))
         theirs = comfy_run(klein, sigmas, NOISE, *prompts, 1.0, second)
         assert far(comfy_run(with_nodes(run_node, klein, node), sigmas, NOISE, *prompts, 1.0), theirs) <= LIMIT
         assert far(comfy_run(klein, sigmas, NOISE, *prompts, 1.0), theirs) > 1e-3

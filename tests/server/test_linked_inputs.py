@@ -27,7 +27,7 @@ WITH_WIDGETS = (
     "KleinKitSlerpCFG",
     "KleinKitImageCFG",
     "KleinKitAutoGuidance",
-    "KleinKitMomentumGuidance",
+    "KleinKitMomentum",
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
     "KleinKitAPG",

@@ -20,7 +20,7 @@ RULES = (
         "KleinKitAutoGuidance",
         dict(scale=2, double_layers="", single_layers="", prompt="both", start=0, end=1, weak_model=["base", 0]),
     ),
-    ("KleinKitMomentumGuidance", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
+    ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     PROBE,
 )
 # They exclude each other.
