@@ -113,6 +113,10 @@ SKIP_LAYER = (
         "rescale": 0.0,
     },
 )
+SEG = (
+    "KleinKitSEG",
+    {"scale": 3.0, "double_layers": "", "single_layers": NANO_LAYER, "start": 0.0, "end": 0.5, "blur_sigma": 10000.0},
+)
 ZERO_STAR = "KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1}
 GUARDED = {"diffusion_model": DISTILLED}
 UNGUARDED = {**GUARDED, "distilled_cfg": "allow"}
@@ -151,8 +155,12 @@ PICTURES = {
         Row("cfg 1, skip-layer", (SKIP_LAYER,), cfg=1),
         Row("cfg 8", cfg=8),
         Row("cfg 8, skip-layer", (SKIP_LAYER,), cfg=8),
-        Row("cfg 8, attention (PAG)", ((SKIP_LAYER[0], SKIP_LAYER[1] | {"mode": "attention"}),), cfg=8),
-        Row("cfg 8, blur (SEG)", ((SKIP_LAYER[0], SKIP_LAYER[1] | {"mode": "blur"}),), cfg=8),
+    ),
+    "KleinKitSEG": (
+        Row("cfg 1: 20 passes", cfg=1),
+        Row("cfg 1, SEG: {passes} passes", (SEG,), cfg=1),
+        Row("cfg 8", cfg=8),
+        Row("cfg 8, SEG", (SEG,), cfg=8),
     ),
     "KleinKitRenorm": (
         Row("cfg 10", cfg=10),

@@ -20,6 +20,7 @@ from ..guidance.nag import NAG
 from ..guidance.plan import plan
 from ..guidance.renorm import Renorm
 from ..guidance.rule import UNCOND, Rule
+from ..guidance.seg import SEG
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
 from ..guidance.tcfg import TCFG
@@ -59,6 +60,7 @@ def _of_fields(kind: type[Rule], inputs: dict[str, Any]) -> Rule:
 KINDS_OF_RULES = (
     CFG,
     SkipLayer,
+    SEG,
     CFGZeroStar,
     Renorm,
     Slerp,
@@ -75,11 +77,11 @@ KINDS_OF_RULES = (
 )
 RULES = {kind.node: kind for kind in KINDS_OF_RULES}
 # Rules of other fields than their node has inputs.
-FROM_INPUTS = {CFG: _cfg, FDG: _fdg, **{kind: partial(_with_layers, kind) for kind in (SkipLayer, AutoGuidance)}}
+FROM_INPUTS = {CFG: _cfg, FDG: _fdg, **{kind: partial(_with_layers, kind) for kind in (SkipLayer, SEG, AutoGuidance)}}
 
 
 def layers_of(name: str, text: Any, count: int | None = None) -> tuple[int, ...]:
-    """The layers of an input of Klein Skip-Layer Guidance or Klein AutoGuidance.
+    """The layers of an input of Klein Skip-Layer Guidance, Klein SEG or Klein AutoGuidance.
 
     Args:
         name: of the input.
@@ -170,7 +172,7 @@ def preview(settings: dict) -> dict:
 
 
 def preview_layers(settings: dict) -> dict:
-    """The layers that the texts of Klein Skip-Layer Guidance or Klein AutoGuidance mean.
+    """The layers that the texts of Klein Skip-Layer Guidance, Klein SEG or Klein AutoGuidance mean.
 
     Args:
         settings: `double_layers` and `single_layers` as typed; and `counts`, how many of each the model has, or left out

@@ -330,11 +330,12 @@ function ranges(indices) {
   return found.map(([first, last]) => (first === last ? `${first}` : `${first}–${last}`)).join(", ")
 }
 
-function layersFigure({ double_layers: double, single_layers: single }) {
-  if (!double.length && !single.length) return plainly(say("No layer is skipped."))
+function layersFigure({ double_layers: double, single_layers: single }, { blurs }) {
+  if (!double.length && !single.length) return plainly(blurs ? say("No layer is blurred.") : say("No layer is skipped."))
   const parts = { double: ranges(double), single: ranges(single) }
   const kinds = [double.length && say("double {double}", parts), single.length && say("single {single}", parts)]
-  return plainly(say("skips {layers}", { layers: kinds.filter(Boolean).join("; ") }))
+  const layers = { layers: kinds.filter(Boolean).join("; ") }
+  return plainly(blurs ? say("blurs {layers}", layers) : say("skips {layers}", layers))
 }
 
 function sweepFigure({ labels }, { done }) {
@@ -357,7 +358,7 @@ const LAYERS = {
     const [loader] = chainTo(node)
     const found = loader?.comfyClass === LOADER ? ofLoader(loader) : undefined
     const counts = found && { double_layers: found.double_layers, single_layers: found.single_layers }
-    return { settings: { ...typed, counts }, missing: missing(typed) }
+    return { settings: { ...typed, counts }, blurs: node.comfyClass === "KleinKitSEG", missing: missing(typed) }
   },
   figure: layersFigure,
   lines: 3,
@@ -378,6 +379,7 @@ const PREVIEWS = {
     lines: 3,
   },
   KleinKitSkipLayerGuidance: LAYERS,
+  KleinKitSEG: LAYERS,
   KleinKitAutoGuidance: LAYERS,
   KleinKitSweep: {
     path: "/kleinkit/sweep",

@@ -39,6 +39,7 @@ def test_every_node_can_be_added(page, server):
         "KleinKitDynamicShift",
         "KleinKitLoader",
         "KleinKitProbe",
+        "KleinKitSEG",
         "KleinKitScheduler",
         "KleinKitSkipLayerGuidance",
         "KleinKitSweep",

@@ -226,6 +226,14 @@ def test_layers_that_the_model_does_not_have_are_said_while_they_are_typed(page,
 
 
 @one_renderer
+def test_blurred_layers_are_not_said_to_be_skipped(page):
+    [seg] = add(page, "KleinKitSEG")
+    expect(figure(page, "blurs single 2.")).to_be_visible()
+    enter(page, seg, "single_layers", "")
+    expect(figure(page, "No layer is blurred.")).to_be_visible()
+
+
+@one_renderer
 def test_layers_of_a_weaker_version_give_way_to_a_model(page):
     loader, auto = add(page, "KleinKitLoader", "KleinKitAutoGuidance")
     expect(figure(page, "skips single 9.")).to_be_visible()

@@ -21,6 +21,7 @@ RULES = (
         "KleinKitAutoGuidance",
         dict(scale=1.5, double_layers="0", single_layers="", prompt="positive", start=0.0, end=1.0),
     ),
+    ("KleinKitSEG", dict(scale=2.0, double_layers="", single_layers="0", start=0.0, end=1.0, blur_sigma=1.0)),
     ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     ("KleinKitImageCFG", dict(image_scale=2.0)),
     ("KleinKitRenorm", dict(mode="token", strength=0.5, shrink_only=True)),
@@ -31,7 +32,7 @@ RULES = (
 # The passes of every step, in the order in which each model runs them.
 PLACES = {
     model: [(step, name) for step in range(1, STEPS + 1) for name in passes]
-    for model, passes in {"klein": ("cond", "skip", "weak"), "base": ("uncond", "image")}.items()
+    for model, passes in {"klein": ("cond", "skip", "weak", "seg"), "base": ("uncond", "image")}.items()
 }
 # The error, what is patched, the conditionings, the next run and what is kept.
 OUTCOMES = 5

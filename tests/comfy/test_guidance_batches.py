@@ -18,8 +18,9 @@ NODES = {
             "KleinKitSkipLayerGuidance",
             dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode=mode, rescale=0.7),
         )
-        for mode in ("block", "attention", "blur")
+        for mode in ("block", "attention")
     },
+    "seg": ("KleinKitSEG", dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, blur_sigma=1.0)),
     **{
         f"renorm {mode}": ("KleinKitRenorm", dict(mode=mode, strength=1.0, shrink_only=False))
         for mode in ("global", "token", "channel")

@@ -16,6 +16,7 @@ NODES = {
     "KleinKitSkipLayerGuidance": dict(
         scale=2.0, double_layers="", single_layers="1", start=0.25, end=1.0, mode="block", rescale=0.3
     ),
+    "KleinKitSEG": dict(scale=2.0, double_layers="0", single_layers="", start=0.0, end=0.7, blur_sigma=0.8),
     "KleinKitRenorm": dict(mode="token", strength=0.7, shrink_only=False),
     "KleinKitSlerpCFG": {},
     "KleinKitImageCFG": dict(image_scale=2.0),
@@ -30,10 +31,23 @@ NODES = {
     "KleinKitTCFG": {},
 }
 # Of each of these, pairs are enough.
-PAIRED = {"KleinKitAPG", "KleinKitMAMBOG", "KleinKitFDG", "KleinKitTCFG", "KleinKitAutoGuidance", "KleinKitMomentum"}
-# They join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough.
-LIKE_SLERP = {"KleinKitMAMBOG", "KleinKitFDG"}
+PAIRED = {
+    "KleinKitAPG",
+    "KleinKitMAMBOG",
+    "KleinKitFDG",
+    "KleinKitTCFG",
+    "KleinKitAutoGuidance",
+    "KleinKitMomentum",
+    "KleinKitSEG",
+}
+# The first two join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough. SEG adds
+# as skip-layer does: pairs with the other passes, with another attention and with what comes after it are.
 CHANGE = {"KleinKitCFGZeroStar", "KleinKitTCFG", "KleinKitSkipLayerGuidance"}
+ONLY_WITH = {
+    "KleinKitMAMBOG": CHANGE,
+    "KleinKitFDG": CHANGE,
+    "KleinKitSEG": {"KleinKitSkipLayerGuidance", "KleinKitAutoGuidance", "KleinKitNAG", "KleinKitMomentum", "KleinKitRenorm"},
+}
 # Each of them decides how predictions are combined.
 EXCLUDE = {
     "KleinKitSlerpCFG": "Klein Slerp CFG",
@@ -46,6 +60,7 @@ NEUTRAL = {
     "KleinKitCFG": CONSTANT,
     "KleinKitCFGZeroStar": dict(optimized_scale=False, zero_init_steps=0),
     "KleinKitSkipLayerGuidance": NODES["KleinKitSkipLayerGuidance"] | {"scale": 0.0},
+    "KleinKitSEG": NODES["KleinKitSEG"] | {"scale": 0.0},
     "KleinKitRenorm": dict(mode="global", strength=0.0, shrink_only=True),
     "KleinKitImageCFG": dict(image_scale=1.0),
     "KleinKitAutoGuidance": NODES["KleinKitAutoGuidance"] | {"scale": 1.0},
@@ -97,7 +112,7 @@ def chain(run_node, model, base, names):
 
 def allowed(names):
     names = set(names)
-    if LIKE_SLERP & names and not CHANGE & names:
+    if any(name in names and not others & names for name, others in ONLY_WITH.items()):
         return False
     return len(EXCLUDE.keys() & names) < 2 and (len(names) == 2 or not PAIRED & names)
 

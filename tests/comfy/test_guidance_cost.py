@@ -64,6 +64,10 @@ SKIP_SINGLE_9 = (
     "KleinKitSkipLayerGuidance",
     dict(scale=3.0, double_layers="", single_layers="9", start=0.0, end=1.0, mode="block", rescale=0.0),
 )
+SEG_SINGLE_2 = (
+    "KleinKitSEG",
+    dict(scale=3.0, double_layers="", single_layers="2", start=0.0, end=1.0, blur_sigma=10000.0),
+)
 COMFYUI_SKIP_SINGLE_9 = (
     "SkipLayerGuidanceDiT",
     dict(double_layers="", single_layers="9", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
@@ -104,6 +108,9 @@ ZERO_INIT = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1
         ((COMFYUI_SKIP_SINGLE_9,), 1.0, 49),
         ((ZERO_INIT, SKIP_SINGLE_9), 4.0, 0),
         ((UNGUIDED, SKIP_SINGLE_9), 4.0, 35),
+        ((SEG_SINGLE_2,), 1.0, 43),
+        ((SEG_SINGLE_2,), 4.0, 68),
+        ((SKIP_SINGLE_9, SEG_SINGLE_2), 4.0, 78),
         ((auto("positive"),), 1.0, 35),
         ((auto("positive"),), 4.0, 60),
         # Each of the two begins where its own prompt's pass has come to.
@@ -131,11 +138,18 @@ def test_image_cfg_adds_one_pass_above_scale_1(klein, run_node):
         assert sum(rows_of(model, 4.0, **conds).values()) == rows
 
 
-@pytest.mark.parametrize("mode", ("block", "attention", "blur"))
-def test_skip_pass_begins_at_its_first_layer(klein, run_node, mode):
-    inputs = SKIP_SINGLE_9[1] | {"double_layers": "2", "mode": mode}
-    rows = rows_of(with_nodes(run_node, klein, ("KleinKitSkipLayerGuidance", inputs)), 4.0)
-    skipped = {("double", 2), ("single", 9)} if mode == "block" else set()
+@pytest.mark.parametrize(
+    "node, skipped",
+    [
+        (SKIP_SINGLE_9, {("double", 2), ("single", 9)}),
+        ((SKIP_SINGLE_9[0], SKIP_SINGLE_9[1] | {"mode": "attention"}), set()),
+        (SEG_SINGLE_2, set()),
+    ],
+    ids=("block", "attention", "SEG"),
+)
+def test_skip_pass_begins_at_its_first_layer(klein, run_node, node, skipped):
+    name, inputs = node
+    rows = rows_of(with_nodes(run_node, klein, (name, inputs | {"double_layers": "2"})), 4.0)
     for (kind, i), count in rows.items():
         again = (kind, i) not in skipped and (kind, i) >= ("double", 2)
         assert count == 2 + again, (kind, i)

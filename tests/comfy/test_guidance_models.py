@@ -8,6 +8,7 @@ from sampling import comfy_run, conditioning, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 SKIP = dict(scale=2.0, double_layers="1", single_layers="", start=0.0, end=1.0, mode="block", rescale=0.0)
+SEG = dict(scale=2.0, double_layers="1", single_layers="", start=0.0, end=1.0, blur_sigma=1.0)
 CONFIGS = {
     "Flux": dict(
         image_model="flux",
@@ -147,8 +148,8 @@ def test_models_that_predict_noise_are_refused(comfy, run_node, node):
 
 
 def test_a_blur_needs_to_know_where_the_picture_s_tokens_are(comfy, run_node):
-    with pytest.raises(ValueError, match="^Klein Skip-Layer Guidance: Expected `model` to be a FLUX.2 .klein., .*'SD3'"):
-        with_nodes(run_node, tiny("SD3"), ("KleinKitSkipLayerGuidance", SKIP | {"mode": "blur"}))
+    with pytest.raises(ValueError, match="^Klein SEG: Expected `model` to be a FLUX.2 .klein., .*'SD3'"):
+        with_nodes(run_node, tiny("SD3"), ("KleinKitSEG", SEG))
 
 
 def test_skip_layer_needs_blocks(comfy, run_node):

@@ -14,6 +14,7 @@ NODES = {
     "KleinKitSkipLayerGuidance": dict(
         scale=2.0, double_layers="1", single_layers="1", start=0.0, end=1.0, mode="attention", rescale=0.3
     ),
+    "KleinKitSEG": dict(scale=2.0, double_layers="1", single_layers="1", start=0.0, end=1.0, blur_sigma=1.0),
     "KleinKitRenorm": dict(mode="token", strength=0.7, shrink_only=False),
     "KleinKitSlerpCFG": {},
     "KleinKitImageCFG": dict(image_scale=2.0),

@@ -7,6 +7,7 @@ TYPED = {
     "KleinKitCFG": {"schedule": "curve", "schedule.scales": "6, 2, 1", "unguided": "unconditional"},
     "KleinKitCFGZeroStar": {"optimized_scale": False, "zero_init_steps": 3},
     "KleinKitSkipLayerGuidance": {"scale": 2.0, "double_layers": "1-3", "single_layers": "7, 9", "mode": "attention"},
+    "KleinKitSEG": {"scale": 2.0, "double_layers": "1-3", "single_layers": "7, 9", "blur_sigma": 2.5},
     "KleinKitRenorm": {"mode": "channel", "strength": 0.5, "shrink_only": False},
     "KleinKitSlerpCFG": {"cap": 45.0},
     "KleinKitImageCFG": {"image_scale": 2.0},

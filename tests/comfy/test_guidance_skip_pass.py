@@ -156,8 +156,11 @@ def where_the_picture_is_cut(run_node, comfy):
     return cut
 
 
+def seg(blur_sigma):
+    return "KleinKitSEG", dict(scale=2.5, double_layers="0", single_layers="1", start=0.0, end=1.0, blur_sigma=blur_sigma)
+
+
 def test_a_blur_of_no_width_changes_nothing_and_a_wide_one_does(klein, run_node, comfy):
-    name, inputs = tail_pass(("0", "1"), rescale=0.0)
     for cut, (nodes, positive) in where_the_picture_is_cut(run_node, comfy).items():
         plain, none, wide = (
             comfy_run(
@@ -168,10 +171,28 @@ def test_a_blur_of_no_width_changes_nothing_and_a_wide_one_does(klein, run_node,
                 conditioning(embeddings(192, 2)),
                 1.0,
             )
-            for blur in ((), *([(name, inputs | dict(mode="blur", blur_sigma=sigma))] for sigma in (0.1, 10000.0)))
+            for blur in ((), (seg(0.1),), (seg(10000.0),))
         )
         assert (none - plain).abs().max() <= LIMIT * plain.abs().max(), cut
         assert (wide - plain).abs().max() > 1e-3, cut
+
+
+def test_a_blur_and_a_skipped_layer_add_up(klein, run_node):
+    skip, blur = tail_pass(("", "2"), rescale=0.0), seg(1.0)
+    plain, skipped, blurred, both = (
+        comfy_run(
+            with_nodes(run_node, klein, *nodes),
+            SIGMAS[:2],
+            latent_noise(64, 96),
+            conditioning(embeddings(192, 1)),
+            conditioning(embeddings(192, 2)),
+            4.0,
+        )
+        for nodes in ((), (skip,), (blur,), (skip, blur))
+    )
+    for other in (skipped, blurred):
+        assert (both - other).abs().max() > 1e-3
+    assert (both - (skipped + blurred - plain)).abs().max() <= LIMIT * both.abs().max()
 
 
 def test_lora_hooks_on_the_positive(klein, run_node, models, comfy):

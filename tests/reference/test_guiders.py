@@ -30,7 +30,8 @@ from kleinkit.guidance.fdg import FDG, joined, laplacian_pyramid, packed, unpack
 from kleinkit.guidance.mambo_g import MamboG
 from kleinkit.guidance.plan import plan, plan_step
 from kleinkit.guidance.rule import ScaledVelocities
-from kleinkit.guidance.skip_layer import SkipLayer, blur
+from kleinkit.guidance.seg import SEG, blur
+from kleinkit.guidance.skip_layer import SkipLayer
 from kleinkit.guidance.tcfg import TCFG
 from kleinkit.guidance.zero_star import CFGZeroStar
 from kornia.geometry.transform import build_laplacian_pyramid
@@ -38,7 +39,7 @@ from sampling import exact_svd
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 4.0, 100.0)
 BATCHES = (1, 4)
-PASSES = ("x", "cond", "uncond", "skip", "weak", "weak_uncond")
+PASSES = ("x", "cond", "uncond", "skip", "seg", "weak", "weak_uncond")
 LAYERS = dict(skip_layer_guidance_layers=[0])
 
 
@@ -219,23 +220,26 @@ def test_tcfg(monkeypatch, cfg, near):
     agree(mine, theirs(guider, v), cfg)
 
 
-# Of the same guidance by their names: which layers they take, and the name of the pass.
+# diffusers' guider at a cfg, and our rule.
 OF_ATTENTION = {
-    "attention": lambda cfg: PerturbedAttentionGuidance(cfg, 2.5, 0.0, 1.0, perturbed_guidance_layers=[0]),
-    "blur": lambda cfg: SmoothedEnergyGuidance(cfg, 2.5, seg_guidance_layers=[0]),
+    "skip": (
+        lambda cfg: PerturbedAttentionGuidance(cfg, 2.5, 0.0, 1.0, perturbed_guidance_layers=[0]),
+        SkipLayer(2.5, end=1.0, mode="attention"),
+    ),
+    "seg": (lambda cfg: SmoothedEnergyGuidance(cfg, 2.5, seg_guidance_layers=[0]), SEG(2.5, end=1.0)),
 }
 
 
 @pytest.mark.parametrize("cfg", (0.0, 0.5, 4.0))
-@pytest.mark.parametrize("mode", OF_ATTENTION)
-def test_perturbed_attention_and_smoothed_energy(mode, cfg):
+@pytest.mark.parametrize("name", OF_ATTENTION)
+def test_perturbed_attention_and_smoothed_energy(name, cfg):
     # Both leave out the first step of their range. With cfg 1 they begin at the perturbed prediction, as skip-layer's does.
-    v, guider = predictions(2), OF_ATTENTION[mode](cfg)
-    last = {"attention": "pred_cond_skip", "blur": "pred_cond_seg"}[mode]
+    make, rule = OF_ATTENTION[name]
+    v, guider = predictions(2), make(cfg)
     for index in (1, 5):
         guider.set_state(step=index, num_inference_steps=8, timestep=torch.tensor(0))
-        expected = guider.forward(pred_cond=v["cond"], pred_uncond=v["uncond"], **{last: v["skip"]}).pred
-        agree(ours((SkipLayer(2.5, end=1.0, mode=mode),), v, cfg, index), expected, cfg)
+        expected = guider.forward(pred_cond=v["cond"], pred_uncond=v["uncond"], **{f"pred_cond_{name}": v[name]}).pred
+        agree(ours((rule,), v, cfg, index), expected, cfg)
 
 
 @pytest.mark.parametrize("side", (1, 2, 3, 6, 9))
@@ -320,9 +324,8 @@ NODES = {
     "FrequencyDecoupledGuidance": "KleinKitFDG",
     "TangentialClassifierFreeGuidance": "KleinKitTCFG",
     "AutoGuidance": "KleinKitAutoGuidance",
-    # Modes of it.
     "PerturbedAttentionGuidance": "KleinKitSkipLayerGuidance",
-    "SmoothedEnergyGuidance": "KleinKitSkipLayerGuidance",
+    "SmoothedEnergyGuidance": "KleinKitSEG",
 }
 PAGE = (Path(__file__).parents[2] / "docs" / "guiders.md").read_text("utf-8")
 REASONS = {"LTX2Guidance": "It guides the sound and the video of LTX-2 together. Klein makes one picture."}

@@ -166,11 +166,15 @@ def attention_is(other, places):
 
 @pytest.mark.parametrize("references", [[], REFERENCES], ids=["text", "edit"])
 @pytest.mark.parametrize(
-    "mode, sigma, other",
-    [("attention", 10000.0, identity), ("blur", 10000.0, smoothed(10000.0)), ("blur", 1.0, smoothed(1.0))],
+    "node, inputs, other",
+    [
+        ("KleinKitSkipLayerGuidance", dict(mode="attention", rescale=0.0), identity),
+        ("KleinKitSEG", dict(blur_sigma=10000.0), smoothed(10000.0)),
+        ("KleinKitSEG", dict(blur_sigma=1.0), smoothed(1.0)),
+    ],
     ids=["PAG", "SEG, infinite", "SEG, 1 token"],
 )
-def test_a_changed_attention_is_the_papers(transformer, klein, run_node, mode, sigma, other, references):
+def test_a_changed_attention_is_the_papers(transformer, klein, run_node, node, inputs, other, references):
     def velocity(x, sigma, step):
         cond = diffusers_velocity(transformer, x, sigma, COND.expand(len(x), -1, -1), references)
         with attention_is(other, (0, 2)):
@@ -178,8 +182,9 @@ def test_a_changed_attention_is_the_papers(transformer, klein, run_node, mode, s
         return cond + 2.5 * (cond - changed)
 
     theirs = diffusers_run(SIGMAS, SQUARE, velocity)
-    inputs = dict(scale=2.5, double_layers="0", single_layers="1", start=0.0, end=1.0, rescale=0.0)
-    model = with_nodes(run_node, klein, ("KleinKitSkipLayerGuidance", inputs | dict(mode=mode, blur_sigma=sigma)))
+    model = with_nodes(
+        run_node, klein, (node, dict(scale=2.5, double_layers="0", single_layers="1", start=0.0, end=1.0) | inputs)
+    )
     values = {"reference_latents": references} if references else {}
     run = comfy_run(model, SIGMAS, SQUARE, conditioning(COND, **values), conditioning(UNCOND), 1.0)
     assert far(run, theirs) <= LIMIT

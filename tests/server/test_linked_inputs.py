@@ -23,6 +23,7 @@ WITH_WIDGETS = (
     "KleinKitCFG",
     "KleinKitCFGZeroStar",
     "KleinKitSkipLayerGuidance",
+    "KleinKitSEG",
     "KleinKitRenorm",
     "KleinKitSlerpCFG",
     "KleinKitImageCFG",

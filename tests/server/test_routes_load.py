@@ -23,6 +23,7 @@ AT_ONCE = 16
 RULES = {
     "KleinKitCFG": {"schedule": "interval", "schedule.start": 0.2, "schedule.end": 0.8, "unguided": "unconditional"},
     "KleinKitSkipLayerGuidance": {"scale": 2.5, "double_layers": "1", "single_layers": "7-9, 12", "mode": "attention"},
+    "KleinKitSEG": {"scale": 2.5, "double_layers": "0", "single_layers": "2, 4-5", "blur_sigma": 3.0},
     "KleinKitCFGZeroStar": {"optimized_scale": True, "zero_init_steps": 2},
     "KleinKitRenorm": {"mode": "token", "strength": 0.5, "shrink_only": False},
     "KleinKitSlerpCFG": {"cap": 60.0},

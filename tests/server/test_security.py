@@ -20,6 +20,7 @@ RULES = (
         "KleinKitAutoGuidance",
         dict(scale=2, double_layers="", single_layers="", prompt="both", start=0, end=1, weak_model=["base", 0]),
     ),
+    ("KleinKitSEG", dict(scale=2.0, double_layers="0", single_layers="1", start=0.0, end=1.0, blur_sigma=1.0)),
     ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     PROBE,
 )

@@ -20,6 +20,7 @@ from kleinkit.guidance.nag import NAG, nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
 from kleinkit.guidance.rule import ATTENTION, COMBINE, Rule, ScaledVelocities, Step
+from kleinkit.guidance.seg import SEG
 from kleinkit.guidance.skip_layer import SkipLayer, rescaled
 from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
 from kleinkit.guidance.tcfg import TCFG, damped
@@ -180,6 +181,7 @@ ALL_RULES = {
     "TCFG": (TCFG(),),
     "FDG": (FDG((1.0, 0.2, 0.7)),),
     "skip-layer": (SkipLayer(end=1.0),),
+    "SEG": (SEG(end=1.0),),
     "autoguidance": (AutoGuidance(prompt="both"),),
     "skip-layer with rescale": (SkipLayer(end=1.0, rescale=1.0),),
     **{f"renorm of a {mode}": (Renorm(mode, shrink_only=False),) for mode in MODES},
@@ -200,7 +202,10 @@ def guided(rules, predictions, cfg):
 @pytest.mark.parametrize("rules", ALL_RULES.values(), ids=ALL_RULES)
 @pytest.mark.parametrize("special", ("v_u = 0", "v_c = v_u", "v_c = 0", "tiny", "huge", "opposite"))
 def test_finite_where_plain_cfg_is(rules, special, cfg):
-    p = {name: random(3, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip", "weak", "weak_uncond"))}
+    p = {
+        name: random(3, seed)
+        for seed, name in enumerate(("x", "cond", "uncond", "image", "skip", "seg", "weak", "weak_uncond"))
+    }
     if special == "v_u = 0":
         p["uncond"] = torch.zeros_like(p["uncond"])
     elif special == "v_c = 0":
@@ -224,6 +229,8 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
         (Renorm(strength=0.0),),
         (SkipLayer(scale=0.0),),
         (SkipLayer(single_layers=()),),
+        (SEG(scale=0.0),),
+        (SEG(single_layers=()),),
         (AutoGuidance(scale=1.0),),
         (Momentum(alpha=0.0),),
         (AutoGuidance(single_layers=()),),
