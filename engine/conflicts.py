@@ -17,6 +17,8 @@ from .family import family_of_model
 from .run import Run, at_sigma, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
+# Hooks that combine a positive with a negative: in a step of one pass they would get zeros for the other.
+COMBINING = ("sampler_cfg_function", "sampler_pre_cfg_function")
 
 
 def is_flow(model: ModelPatcher) -> bool:
@@ -71,6 +73,13 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             f"{ours} and another node's function ({name_of(theirs)}) both change how the positive and the negative are "
             "combined. Remove one."
         )
+    combining = [hook for name in COMBINING for hook in as_list(model_options.get(name))]
+    steps = plan(rules, sigmas, scale_of(guider)) if combining else ()
+    if any(step.reuse or (ADAPTIVE in title and step.unguided_cfg is None) for step in steps):
+        yield (
+            f"{title[SCHEDULE]} reuses guidance in steps of one pass, and another node's function ({name_of(combining[0])}) "
+            "needs both predictions: it is left out in these steps. Remove one, or set `unguided` to conditional."
+        )
     hooks = model_options["sampler_post_cfg_function"]
     if NEGATIVE in title and any(map(is_zero_star, hooks)):
         yield f"{title[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction. Remove ComfyUI's."
@@ -94,6 +103,11 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
                 f"The references are in the {having[0]} prompt alone. FLUX 3 is guided with them in both: put "
                 "ReferenceLatent behind the other prompt too."
             )
+
+
+def as_list(hooks: Callable | list | None) -> list[Callable]:
+    """The functions of one of ComfyUI's options, which has one, several or none."""
+    return hooks if isinstance(hooks, list) else [hooks] if hooks else []
 
 
 def name_of(function: Callable) -> str:

@@ -12,11 +12,12 @@ from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
 from ..guidance.adaptive import Adaptive
 from ..guidance.base_uncond import BaseUncond
-from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
+from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, choose_schedule
 from ..guidance.image import ImageCFG
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
+from ..guidance.rule import UNGUIDED
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
@@ -101,8 +102,9 @@ class KleinKitCFG(io.ComfyNode):
                     "unguided",
                     options=list(UNGUIDED),
                     default="conditional",
-                    tooltip="What a step without guidance returns: the positive prediction or the negative one. "
-                    "One pass either way, unless another node needs the positive.",
+                    tooltip="What a step without guidance does, in one pass: follow the positive prompt, or the negative "
+                    "one; use the guidance of the last guided step again (reuse), or continue it from the last two "
+                    "(extrapolate).",
                 ),
             ],
         )
@@ -328,12 +330,20 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
                     step=0.001,
                     tooltip="Cosine between the two predictions from which on the steps are unguided.",
                 ),
+                share("start", 0.0, "Guidance stays at least until this share of the run's steps."),
+                io.Int.Input(
+                    "every",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="After so many steps one is guided and measured again, and guidance can come back; 0 is never.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, threshold: float) -> io.NodeOutput:
-        return io.NodeOutput(with_rule(model, Adaptive(threshold)))
+    def execute(cls, model: ModelPatcher, threshold: float, start: float = 0.0, every: int = 0) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, Adaptive(threshold, start, every)))
 
 
 @names_itself

@@ -9,7 +9,7 @@ TYPED = {
     "KleinKitSkipLayerGuidance": {"scale": 2.0, "double_layers": "1-3", "single_layers": "7, 9", "mode": "attention"},
     "KleinKitRenorm": {"mode": "channel", "strength": 0.5, "shrink_only": False},
     "KleinKitImageCFG": {"image_scale": 2.0},
-    "KleinKitAdaptiveGuidance": {"threshold": 0.5},
+    "KleinKitAdaptiveGuidance": {"threshold": 0.5, "start": 0.2, "every": 3},
     "KleinKitNAG": {"scale": 3.0, "tau": 2.0, "alpha": 0.5, "start": 0.1, "end": 0.9},
 }
 
