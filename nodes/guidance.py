@@ -37,9 +37,9 @@ def schema(*, node_id: str, display_name: str, description: str, search_aliases:
     )
 
 
-def share(name: str, default: float, tooltip: str) -> io.Float.Input:
+def share(name: str, default: float, tooltip: str, optional: bool = False) -> io.Float.Input:
     """An input that is a share of the run's steps."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, optional=optional)
 
 
 @names_itself
@@ -330,9 +330,11 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
                     step=0.001,
                     tooltip="Cosine between the two predictions from which on the steps are unguided.",
                 ),
-                share("start", 0.0, "Guidance stays at least until this share of the run's steps."),
+                # Prompts of before have neither.
+                share("start", 0.0, "Guidance stays at least until this share of the run's steps.", optional=True),
                 io.Int.Input(
                     "every",
+                    optional=True,
                     default=0,
                     min=0,
                     max=10000,

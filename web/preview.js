@@ -117,8 +117,9 @@ function latentSize(node, name) {
 
 /** The values of the inputs of one of our nodes, as a prompt has them, and the names of those that are not known. */
 function inputsOf(node) {
-  const { required } = node.constructor.nodeData.input
-  const ours = (node.widgets ?? []).map(({ name }) => name).filter((name) => name.split(".")[0] in required)
+  const { required, optional } = node.constructor.nodeData.input
+  const inputs = { ...required, ...optional }
+  const ours = (node.widgets ?? []).map(({ name }) => name).filter((name) => name.split(".")[0] in inputs)
   const all = ours.map((name) => [name, known(node, name)])
   const values = Object.fromEntries(all.filter(([, value]) => value !== undefined))
   return { values, unknown: ours.filter((name) => !(name in values)) }
