@@ -80,11 +80,15 @@ def renorm(mode: str) -> Node:
 
 
 def adaptive(threshold: float) -> Node:
-    return "KleinKitAdaptiveGuidance", {"threshold": threshold}
+    return "KleinKitAdaptiveGuidance", {"threshold": threshold, "start": 0.0, "every": 0}
 
 
 def nag(alpha: float) -> Node:
     return "KleinKitNAG", {"scale": 5.0, "tau": 2.5, "alpha": alpha, "start": 0.0, "end": 1.0}
+
+
+def preset(name: str) -> Node:
+    return "KleinKitGuidance", {"preset": name}
 
 
 SKIP_LAYER = (
@@ -162,6 +166,12 @@ PICTURES = {
         Row("distilled, cfg 1: 4 passes", cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
         Row("distilled, NAG: {passes} passes", (nag(0.25),), cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
         Row("distilled, NAG, alpha 0.5", (nag(0.5),), cfg=1, steps=4, loader=GUARDED, negative=AGAINST),
+    ),
+    "KleinKitGuidance": (
+        Row("off, cfg 4: 40 passes"),
+        Row("faster: {passes} passes", (preset("faster"),)),
+        Row("off, cfg 10", cfg=10),
+        Row("high_cfg, cfg 10", (preset("high_cfg"),), cfg=10),
     ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),

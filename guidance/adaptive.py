@@ -45,6 +45,10 @@ class Adaptive(Rule):
         number("start", self.start, 0.0, 1.0)
         number("every", self.every, 0, 10000)
 
+    @property
+    def decides(self) -> bool:
+        return self.threshold > -1.0
+
     def measures(self, step: Step) -> bool:
         """Whether what the step measures counts."""
         return step.index >= first_step(self.start, step.steps)
@@ -57,7 +61,9 @@ class Adaptive(Rule):
     def decide(self, step: Step) -> Step:
         if self.begins_anew(step):
             return step
-        return step.without_guidance() if step.observed.get(self.node, -2.0) >= self.threshold else step
+        # Every cosine reaches −1: that is known before the run.
+        certain = not self.decides and UNCOND in step.known and step.index > first_step(self.start, step.steps)
+        return step.without_guidance() if certain or step.observed.get(self.node, -2.0) >= self.threshold else step
 
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities

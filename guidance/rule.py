@@ -129,6 +129,11 @@ class Rule:
     def passes(self) -> tuple[ExtraPass, ...]:
         return ()
 
+    @property
+    def decides(self) -> bool:
+        """Whether it decides by what it observes during the run, so that the plan is not known before."""
+        return type(self).observe is not Rule.observe
+
     def decide(self, step: Step) -> Step:
         """The step as this rule wants it: its cfg, guided or not, zero or not."""
         return step

@@ -10,6 +10,7 @@ from ..engine.base_pass import with_base
 from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
+from ..guidance import presets
 from ..guidance.adaptive import Adaptive
 from ..guidance.base_uncond import BaseUncond
 from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, choose_schedule
@@ -17,7 +18,7 @@ from ..guidance.image import ImageCFG
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
-from ..guidance.rule import UNGUIDED
+from ..guidance.rule import UNGUIDED, Rule
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
 from ..guidance.skip_layer import SkipLayer, parse_layers
 from ..guidance.slerp import Slerp
@@ -394,6 +395,50 @@ class KleinKitNAG(io.ComfyNode):
         return io.NodeOutput(with_rule(model, NAG(scale, tau, alpha, start, end)))
 
 
+@names_itself
+class KleinKitGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id=presets.NODE,
+            display_name=presets.TITLE,
+            description="Guidance for a purpose, in one node: a preset is a stack of this pack's guidance nodes with values to "
+            "start from. Shows which nodes and what they cost.",
+            search_aliases=["preset", "guidance preset", "easy", "faster", "sharper", "negative prompt"],
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=list(presets.PRESETS),
+                    default="off",
+                    tooltip="off: nothing. faster: guidance for three fifths of the passes, for base models. sharper: "
+                    "skip-layer guidance, half a pass more in the first half. negative_prompt: the negative prompt works on "
+                    "distilled models (NAG). high_cfg: a high cfg without burnt colours (renorm).",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, preset: str) -> io.NodeOutput:
+        for rule in presets.preset(preset):
+            check_fits(model, rule)
+            model = with_rule(model, rule)
+        return io.NodeOutput(model)
+
+
+def check_fits(model: ModelPatcher, rule: Rule) -> None:
+    """Check that a rule with values for FLUX.2 [klein] fits a model.
+
+    Raises:
+        ValueError: the model has no such layers, or an attention that is not known.
+    """
+    if isinstance(rule, NAG):
+        check_model(model.model)
+    if isinstance(rule, SkipLayer):
+        counts = block_counts(model.model)
+        for kind, layers in (("double", rule.double_layers), ("single", rule.single_layers)):
+            parse_layers(f"{kind}_layers", ", ".join(map(str, layers)), counts[f"{kind}_block"])
+
+
 NODES = [
     KleinKitCFG,
     KleinKitCFGZeroStar,
@@ -404,4 +449,5 @@ NODES = [
     KleinKitBaseUncond,
     KleinKitAdaptiveGuidance,
     KleinKitNAG,
+    KleinKitGuidance,
 ]

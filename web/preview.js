@@ -12,6 +12,8 @@ const MOST_DOTS = 100
 const MOST_LABELS = 12
 // Nodes between a loader and a sampler that run no pass and change no cfg.
 const PASSING = /^(Lora|ModelSampling|TorchCompile|KleinKit(DynamicShift|Probe)$)/
+// The one that stands for others.
+const PRESET = "KleinKitGuidance"
 // The one that puts a guard on a distilled model.
 const LOADER = "KleinKitLoader"
 
@@ -175,7 +177,8 @@ function guidanceSettings(node) {
   const { taker, chain } = wayOf(node)
   const own = inputsOf(node)
   const unknown = [...own.unknown]
-  const settings = { ...own.values, rules: [], distilled: false, sigmas: { ...ASSUMED } }
+  const isPreset = node.comfyClass === PRESET
+  const settings = { ...(isPreset ? {} : own.values), rules: [], distilled: false, sigmas: { ...ASSUMED } }
   const others = []
   let replaced = false
   for (const one of chain) {
@@ -187,9 +190,10 @@ function guidanceSettings(node) {
       if (!answer) unknown.push("model")
       settings.distilled = Boolean(answer?.distilled) && known(one, "distilled_cfg") !== "allow"
     } else if (one.comfyClass?.startsWith("KleinKit") && !PASSING.test(one.comfyClass)) {
-      // Of two of a kind the later counts.
-      if (one === node || (one.comfyClass === node.comfyClass && place < 0)) continue
-      replaced ||= one.comfyClass === node.comfyClass
+      // Of two of a kind the later counts; presets add up.
+      const same = one.comfyClass === node.comfyClass && !isPreset
+      if (same && place <= 0) continue
+      replaced ||= same
       const inputs = inputsOf(one)
       settings.rules.push({ node: one.comfyClass, inputs: inputs.values })
       unknown.push(...inputs.unknown.map((name) => `${name} (${one.title})`))
@@ -204,7 +208,7 @@ function guidanceSettings(node) {
   const made = sigmaSettings[maker?.comfyClass]?.(maker) ?? { settings: ofSteps.values, unknown: ofSteps.unknown }
   Object.assign(settings.sigmas, made.settings)
   unknown.push(...scale.unknown, ...made.unknown.filter((name) => name === "steps"))
-  return { settings: { ...settings, ...scale.values }, unknown, others, replaced: replaced && node.title }
+  return { settings: { ...settings, ...scale.values }, unknown, others, replaced: replaced && node.title, isPreset }
 }
 
 // What is drawn
@@ -268,10 +272,11 @@ function titleOf(kind) {
   return LiteGraph.registered_node_types[kind]?.title ?? kind
 }
 
-function guidanceFigure(answer, { settings, unknown, others, replaced }) {
-  const { cfg, passes, total, plain, ignored, negative, decides } = answer
+function guidanceFigure(answer, { settings, unknown, others, replaced, isPreset }) {
+  const { cfg, passes, total, plain, ignored, negative, decides, rules } = answer
   const steps = cfg.length
   const notes = [
+    isPreset && (rules.length ? say("does: {nodes}", { nodes: rules.map(titleOf).join(", ") }) : say("no guidance nodes")),
     ignored && negative && say("distilled model: cfg {cfg} counts as 1", { cfg: rounded(ignored) }),
     ignored && !negative && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
     decides.length && say("fewer once {nodes} decides", { nodes: decides.map(titleOf).join(", ") }),
@@ -353,6 +358,7 @@ const PREVIEWS = {
   KleinKitScheduler: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitScheduler, figure: sigmaFigure },
   KleinKitDynamicShift: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitDynamicShift, figure: sigmaFigure },
   KleinKitCFG: { path: "/kleinkit/guidance", settingsOf: guidanceSettings, figure: guidanceFigure },
+  KleinKitGuidance: { path: "/kleinkit/guidance", settingsOf: guidanceSettings, figure: guidanceFigure },
   KleinKitLoader: {
     path: "/kleinkit/loader",
     settingsOf(node) {

@@ -20,6 +20,7 @@ NODES = {
     "KleinKitBaseUncond": {},
     "KleinKitAdaptiveGuidance": dict(threshold=0.9),
     "KleinKitNAG": dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
+    "KleinKitGuidance": dict(preset="faster"),
     "KleinKitDynamicShift": {"shift": {"shift": "flux2"}},
 }
 

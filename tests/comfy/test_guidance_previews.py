@@ -10,6 +10,7 @@ TYPED = {
     "KleinKitRenorm": {"mode": "channel", "strength": 0.5, "shrink_only": False},
     "KleinKitImageCFG": {"image_scale": 2.0},
     "KleinKitAdaptiveGuidance": {"threshold": 0.5, "start": 0.2, "every": 3},
+    "KleinKitGuidance": {"preset": "high_cfg"},
     "KleinKitNAG": {"scale": 3.0, "tau": 2.0, "alpha": 0.5, "start": 0.1, "end": 0.9},
 }
 
@@ -27,13 +28,14 @@ def guidance_nodes(comfy):
 
 
 def test_previews_know_every_guidance_node_by_its_title(pack, guidance_nodes):
-    titles = {name: schema.display_name for name, schema in guidance_nodes.items()}
-    assert {name: rule.title for name, rule in pack("previews.guidance").RULES.items()} == titles
+    titles, presets = {name: schema.display_name for name, schema in guidance_nodes.items()}, pack("guidance.presets")
+    known = {name: rule.title for name, rule in pack("previews.guidance").RULES.items()}
+    assert known | {presets.NODE: presets.TITLE} == titles
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["defaults", "typed"])
 def test_a_preview_makes_the_rule_that_the_node_adds(pack, run_node, klein, guidance_nodes, typed):
-    rule_of, key = pack("previews.guidance").rule_of, pack("engine.sampling").RULES
+    rules_of, key = pack("previews.guidance").rules_of, pack("engine.sampling").RULES
     for name, schema in guidance_nodes.items():
         inputs = {one.id: one.default for one in schema.inputs if getattr(one, "default", None) is not None}
         if name == "KleinKitCFG":
@@ -45,4 +47,4 @@ def test_a_preview_makes_the_rule_that_the_node_adds(pack, run_node, klein, guid
             plain["schedule"] = {"schedule": plain["schedule"]} | of_choice
         others = {"base_model": random_klein(1, double_blocks=5, single_blocks=20)} if name == "KleinKitBaseUncond" else {}
         guided = run_node(name, model=klein, **plain, **others)[0]
-        assert guided.model_options[key][-1] == rule_of({"node": name, "inputs": inputs}), name
+        assert guided.model_options.get(key, ()) == rules_of({"node": name, "inputs": inputs}), name

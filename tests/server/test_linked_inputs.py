@@ -25,6 +25,7 @@ WITH_WIDGETS = (
     "KleinKitImageCFG",
     "KleinKitAdaptiveGuidance",
     "KleinKitNAG",
+    "KleinKitGuidance",
     "KleinKitSweep",
     "KleinKitContactSheet",
 )

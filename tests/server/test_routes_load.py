@@ -29,6 +29,7 @@ RULES = {
     "KleinKitImageCFG": {"image_scale": 1.5},
     "KleinKitBaseUncond": {},
     "KleinKitAdaptiveGuidance": {"threshold": 0.9},
+    "KleinKitGuidance": {"preset": "sharper"},
     "KleinKitNAG": {"scale": 4.0, "tau": 2.0, "alpha": 0.5, "start": 0.0, "end": 0.5},
 }
 TEXTS = {"double_layers": ("", "1-3"), "single_layers": ("9", "7-9, 12"), "values": ("1, 2, 4:10:2", "0.5")}

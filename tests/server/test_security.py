@@ -15,6 +15,7 @@ RULES = (
     ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)),
     ("KleinKitBaseUncond", dict(base_model=["base", 0])),
     ("KleinKitProbe", {}),
+    ("KleinKitGuidance", dict(preset="negative_prompt")),
 )
 # They exclude each other.
 COMBINATIONS = (("KleinKitSlerpCFG", {}), ("KleinKitImageCFG", dict(image_scale=2.0)))
