@@ -33,6 +33,7 @@ WITH_WIDGETS = (
     "KleinKitAPG",
     "KleinKitMAMBOG",
     "KleinKitFDG",
+    "KleinKitGuidance",
     "KleinKitSweep",
     "KleinKitContactSheet",
 )

@@ -22,6 +22,7 @@ RULES = (
     ),
     ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     PROBE,
+    ("KleinKitGuidance", dict(preset="negative_prompt")),
 )
 # They exclude each other.
 COMBINATIONS = (
