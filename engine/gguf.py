@@ -49,8 +49,8 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool) -> com
     Args:
         checkpoint: of the text encoder.
         family: of the Klein.
-        trim: cut off the layers that the family does not read, and the final norm. From a file that lacks them they are cut
-            off in any case: the node makes zeros of them.
+        trim: cut off the layers that the family does not read, the final norm and the output head. From a file that lacks
+            those layers they are cut off in any case: the node makes zeros of them.
     Raises:
         CheckpointError: ComfyUI took the file for another model.
     """
@@ -59,7 +59,7 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool) -> com
     built = language_model(clip)
     wanted = trim or checkpoint.parts[TEXT_ENCODER].layers[0] == family.layers_read
     if wanted and built is not None and getattr(built, "norm", None) is not None:
-        built.layers, built.norm = built.layers[: family.layers_read], None
+        built.layers, built.norm, built.lm_head = built.layers[: family.layers_read], None, None
         # ComfyUI counts a model's bytes once.
         clip.patcher.size = 0
         refuse_what_needs_all_layers(clip)

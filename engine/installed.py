@@ -19,7 +19,7 @@ from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, family
 from ..checkpoint.kept import file_state, keep
 from ..checkpoint.qwen3 import check_layers
 from ..checkpoint.variant import AUTO
-from ..checks import shown
+from ..checks import sentence, shown
 from . import gguf
 
 TAEF2 = "taef2"
@@ -271,9 +271,11 @@ def missing(diffusion_model: str | None, text_encoder: str | None) -> str | None
     Returns:
         The sentences, or None: both are there.
     """
-    sentences = []
-    if text_encoder not in (None, AUTO, *listed(TEXT_ENCODER)):
-        sentences.append(not_listed(TEXT_ENCODER, text_encoder))
+    sentences, encoders = [], [AUTO, *listed(TEXT_ENCODER)]
+    if text_encoder is not None and text_encoder not in encoders:
+        # ComfyUI repeats all of this at every input that it asks about, so this names its own.
+        given = not_listed(TEXT_ENCODER, text_encoder).removesuffix(".")
+        sentences.append(sentence("text_encoder", f"one of {', '.join(encoders)}", given))
     if diffusion_model is not None and diffusion_model not in listed(MODEL):
         sentences.insert(0, not_listed(MODEL, diffusion_model))
         # A folder brings its own.

@@ -1,5 +1,7 @@
 """Klein Loader with GGUF files: listed where ComfyUI-GGUF is, loaded by its nodes, and else one sentence."""
 
+import re
+
 import gguf_nodes
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, embeddings, latent_noise
 
 BASE, DISTILLED = "flux-2-klein-base-4b-Q8_0.gguf", "flux-2-klein-4b-Q4_0.gguf"
-ENCODER = "Qwen3-4B-Q8_0.gguf"
+ENCODER = "Qwen3-8B-Q8_0.gguf"
 NANO_ENCODER = "qwen_3_nano.safetensors"
 
 
@@ -40,16 +42,17 @@ def installed(without, monkeypatch):
 
 @pytest.fixture
 def qwen(installed):
-    """A Qwen3 as wide as the 4B's in GGUF, and a Klein in safetensors that takes it."""
+    """A Qwen3 as wide as the 8B's, which has an output head, in GGUF, and a Klein in safetensors that takes it."""
     random = torch.Generator().manual_seed(0)
-    shapes = qwen3(heads=1, kv_heads=1, intermediate=64, vocabulary=500)
+    shapes = qwen3(**gguf_nodes.SHAPE)
+    shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     tensors = {
         llama_name(name): torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=random) / shape[1] ** 0.5
         for name, (_, shape) in shapes.items()
     }
     encoder = write_gguf(installed / "text_encoders" / ENCODER, tensors, architecture="qwen3")
-    tiny = klein(hidden=128, double_blocks=1, single_blocks=1, text_width=7680, dtype="F32")
-    plain = write(installed / "diffusion_models/flux-2-klein-4b.safetensors", tiny)
+    tiny = klein(hidden=128, double_blocks=1, single_blocks=1, text_width=12288, dtype="F32")
+    plain = write(installed / "diffusion_models/flux-2-klein-9b.safetensors", tiny)
     yield plain.name
     encoder.unlink()
     plain.unlink()
@@ -76,8 +79,9 @@ def test_without_the_pack_the_sentence_says_what_to_install(without, comfy, run_
     assert not any(name.endswith(".gguf") for name in (*options(comfy, "diffusion_model"), *options(comfy, "text_encoder")))
     words = "is a GGUF file: install the pack ComfyUI-GGUF, with which Klein Loader loads it."
     assert node.validate_inputs(diffusion_model=BASE, text_encoder="auto") == f"'{BASE}' {words}"
-    assert node.validate_inputs(diffusion_model=BASE, text_encoder=ENCODER) == f"'{BASE}' {words} '{ENCODER}' {words}"
-    assert node.validate_inputs(text_encoder=ENCODER) == f"'{ENCODER}' {words}"
+    encoder = f"Expected `text_encoder` to be one of auto, {NANO_ENCODER}, but '{ENCODER}' {words}"
+    assert node.validate_inputs(diffusion_model=BASE, text_encoder=ENCODER) == f"'{BASE}' {words} {encoder}"
+    assert node.validate_inputs(text_encoder=ENCODER) == encoder
     for inputs in (dict(diffusion_model=BASE), dict(diffusion_model=BASE, text_encoder=ENCODER)):
         with pytest.raises(ValueError, match=f"^Klein Loader: '{BASE}' {words}"):
             load(run_node, **inputs)
@@ -88,7 +92,7 @@ def test_with_the_pack_they_are_listed(installed, comfy, qwen):
     assert {BASE, DISTILLED} <= set(options(comfy, "diffusion_model")) and ENCODER in options(comfy, "text_encoder")
     assert node.validate_inputs(diffusion_model=BASE, text_encoder=ENCODER) is True
     assert "'x.gguf' is not a file that ComfyUI-GGUF lists." in node.validate_inputs(diffusion_model="x.gguf")
-    assert node.validate_inputs(text_encoder="x.gguf") == "'x.gguf' is not a file that ComfyUI-GGUF lists."
+    assert "'x.gguf' is not a file that ComfyUI-GGUF lists." in node.validate_inputs(text_encoder="x.gguf")
 
 
 @pytest.mark.parametrize(
@@ -129,20 +133,21 @@ def test_text_encoder_is_trimmed_and_equal(installed, run_node, qwen):
     [whole] = gguf_nodes.CLIPLoaderGGUF().load_clip(ENCODER, "flux2")
     clip, info = (load(run_node, qwen)[number] for number in (1, 5))
     assert gguf_nodes.calls[-1] == ("CLIPLoaderGGUF", ENCODER, "flux2")
-    assert f"Text encoder: {ENCODER} (chosen by auto), Qwen3 of width 2560, Q8_0, 27 of its 36 layers." in info
-    tokens = {"qwen3_4b": [[(number * 37 % 500, 1.0) for number in range(40)]]}
+    assert f"Text encoder: {ENCODER} (chosen by auto), Qwen3 of width 4096, Q8_0, 27 of its 29 layers." in info
+    tokens = {"qwen3_8b": [[(number * 37 % 500, 1.0) for number in range(40)]]}
     assert torch.equal(clip.encode_from_tokens(tokens), whole.encode_from_tokens(tokens))
-    layers = {name.split("layers.")[1].split(".")[0] for name in clip.patcher.model_state_dict() if "layers." in name}
-    assert layers == {str(number) for number in range(27)}
+    kept, all_of_it = ({name.partition("model.")[2] for name in of.patcher.model_state_dict()} for of in (clip, whole))
+    unused = re.compile(r"layers\.(27|28)\.|norm\.|lm_head\.")
+    assert kept == {name for name in all_of_it if not unused.match(name)} and "lm_head.weight" in all_of_it
     assert clip.patcher.model_size() < whole.patcher.model_size()
     with pytest.raises(ValueError, match="a trimmed text encoder cannot generate text"):
         clip.generate({})
     untrimmed, info = (load(run_node, qwen, trim_text_encoder=False)[number] for number in (1, 5))
-    assert "all 36 layers" in info and untrimmed.patcher.model_size() == whole.patcher.model_size()
+    assert "all 29 layers" in info and untrimmed.patcher.model_size() == whole.patcher.model_size()
 
 
 def test_text_encoder_of_another_width_is_refused(installed, run_node, qwen):
-    with pytest.raises(ValueError, match=f"{ENCODER} is Qwen3 of width 2560 and 36 layers; these fit: {NANO_ENCODER}"):
+    with pytest.raises(ValueError, match=f"{ENCODER} is Qwen3 of width 4096 and 29 layers; these fit: {NANO_ENCODER}"):
         load(run_node, BASE, text_encoder=ENCODER)
     assert gguf_nodes.calls == []
 

@@ -9,8 +9,15 @@ from gguf_files import llama_name, read_gguf_weights
 
 # What was asked of the nodes, in order.
 calls = []
-# A tiny Qwen3, except for the width, by which ComfyUI knows it.
-CONFIG = {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 500}
+# Of a Qwen3 8B that is tiny, except for the width, by which ComfyUI knows it.
+SHAPE = dict(hidden=4096, layers=29, heads=1, kv_heads=1, intermediate=64, vocabulary=500)
+CONFIG = {
+    "num_hidden_layers": SHAPE["layers"],
+    "num_attention_heads": SHAPE["heads"],
+    "num_key_value_heads": SHAPE["kv_heads"],
+    "intermediate_size": SHAPE["intermediate"],
+    "vocab_size": SHAPE["vocabulary"],
+}
 LISTS = {"unet_gguf": "diffusion_models", "clip_gguf": "text_encoders"}
 
 
@@ -37,11 +44,11 @@ class CLIPLoaderGGUF:
         import comfy.sd
 
         calls.append(("CLIPLoaderGGUF", clip_name, type))
-        original = {llama_name(name): name for name in qwen3()}
+        original = {llama_name(name): name for name in (*qwen3(), "lm_head.weight")}
         weights = {original[name]: weight for name, weight in weights_of("clip_gguf", clip_name).items()}
         return (
             comfy.sd.load_text_encoder_state_dicts(
-                [weights], clip_type=comfy.sd.CLIPType[type.upper()], model_options={"qwen3_4b_model_config": CONFIG}
+                [weights], clip_type=comfy.sd.CLIPType[type.upper()], model_options={"qwen3_8b_model_config": CONFIG}
             ),
         )
 
