@@ -489,7 +489,7 @@ def parse(arguments):
     family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
     family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
-    family.add_argument("--table", help="only this table, its rows compared over the same prompts and noise: reuse")
+    family.add_argument("--table", help="only this table, its rows compared over the same prompts and noise: reuse or guiders")
     family.add_argument("--seeds", type=int, default=1, help="of each prompt of a table; default 1")
     family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table")
     command("pictures", "make the pictures of the workflows and of the README anew")

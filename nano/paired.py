@@ -26,6 +26,8 @@ SEED, BLOCK, AT_ONCE = 0, 64, 4
 RESAMPLES = 999
 # Of a normal distribution, 95% lie within so many standard errors.
 NORMAL = 1.96
+STRONG = 8
+SECOND = {"double_layers": "", "single_layers": "2", "start": 0.0}
 # What “as good” means: at most so many points fewer right, and so many times the distance to true pictures.
 POINTS, RATIO = 1.0, 1.02
 
@@ -60,6 +62,15 @@ def adaptive(unguided: str, threshold: float, cfg: float = 4, every: int = 0, **
     return Row((klein_cfg(unguided, **schedule), ends), cfg)
 
 
+def rule(node: str, **inputs: Any) -> Row:
+    return Row(((node, inputs),), STRONG)
+
+
+def apg(space: str) -> Row:
+    # The limit of the paper for a latent of nano's size.
+    return rule("KleinKitAPG", eta=0.0, norm_threshold=5.0, momentum=-0.5, space=space, start=0.0, scale=0.0)
+
+
 TABLES = {
     "reuse": Table(
         "base",
@@ -80,7 +91,28 @@ TABLES = {
             "alternate 0.2, extrapolate": skip("alternate", 0.2, "extrapolate"),
             "alternate 0.2, conditional, cfg 10": skip("alternate", 0.2, "conditional", 10),
         },
-    )
+    ),
+    # At a cfg that is too high for plain CFG.
+    "guiders": Table(
+        "base",
+        20,
+        {
+            "CFG": Row(cfg=STRONG),
+            "CFG-Zero*": rule("KleinKitCFGZeroStar", optimized_scale=True, zero_init_steps=0),
+            "TCFG": rule("KleinKitTCFG"),
+            **{f"APG, {space}": apg(space) for space in ("denoised", "velocity")},
+            "MAMBO-G": rule("KleinKitMAMBOG", alpha=8.0),
+            "FDG": rule("KleinKitFDG", shares="1, 0.44"),
+            "slerp": rule("KleinKitSlerpCFG"),
+            "slerp, cap 20": rule("KleinKitSlerpCFG", cap=20.0),
+            "renorm, global": rule("KleinKitRenorm", mode="global", strength=1.0, shrink_only=True),
+            "skip-layer, single 2": rule("KleinKitSkipLayerGuidance", scale=3.0, **SECOND, end=0.5, mode="block", rescale=0.0),
+            "PAG, single 2": rule("KleinKitSkipLayerGuidance", scale=3.0, **SECOND, end=0.5, mode="attention", rescale=0.0),
+            "SEG, single 2": rule("KleinKitSEG", scale=3.0, **SECOND, end=0.5, blur_sigma=10000.0),
+            "AutoGuidance, single 2": rule("KleinKitAutoGuidance", scale=2.0, **SECOND, prompt="positive", end=1.0),
+            "Momentum Guidance": rule("KleinKitMomentum", alpha=0.5, beta=0.6, start=0.0, end=1.0),
+        },
+    ),
 }
 
 
