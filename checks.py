@@ -51,6 +51,12 @@ def one_of(name: str, choices: Collection[str], value: object) -> None:
         raise expected(name, f"one of {', '.join(choices)}" if choices else "absent", value)
 
 
+def first_step(share: float, steps: int) -> int:
+    """The first step i of n with share·n ≤ i."""
+    # 0.07 · 100 is 7.000000000000001 in floating point; the step that is meant is 7.
+    return math.ceil(round(share * steps, 9))
+
+
 def steps_in_range(start: float, end: float, steps: int) -> range:
     """The steps i of a run with start·n ≤ i < end·n.
 
@@ -66,9 +72,7 @@ def steps_in_range(start: float, end: float, steps: int) -> range:
         raise expected("start", "between 0.0 and 1.0", start)
     if not (is_number(end) and start < end <= 1.0):
         raise expected("end", f"above `start` ({start}) and at most 1.0", end)
-    # 0.07 · 100 is 7.000000000000001 in floating point; the step that is meant is 7.
-    first, last = (math.ceil(round(share * steps, 9)) for share in (start, end))
-    return range(first, last)
+    return range(first_step(start, steps), first_step(end, steps))
 
 
 def of_node(title: str, error: ValueError) -> ValueError:

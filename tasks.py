@@ -489,6 +489,9 @@ def parse(arguments):
     family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
     family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
+    family.add_argument("--table", help="only this table, its rows compared over the same prompts and noise: reuse or guiders")
+    family.add_argument("--seeds", type=int, default=1, help="of each prompt of a table; default 1")
+    family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table")
     command("pictures", "make the pictures of the workflows and of the README anew")
     sweep = command("sweep", "run a workflow's Klein Sweep on several ComfyUI servers at once, with Ray")
     sweep.add_argument("workflow", type=Path, help="in API format: File → Export (API) in ComfyUI")
@@ -515,9 +518,10 @@ def run_command(options, rest):
     if options.command == "nano":
         if not options.train and not options.study:
             sys.exit("Expected --train, --study or both.")
-        return run_module(
-            "nano.study", *["--train"] * options.train, *["--study"] * options.study, "--prompts", options.prompts, tests=True
-        )
+        table = ["--table", options.table, "--seeds", options.seeds] if options.table else []
+        rows = ["--rows", *options.rows] if options.rows else []
+        arguments = *["--train"] * options.train, *["--study"] * options.study, "--prompts", options.prompts, *table, *rows
+        return run_module("nano.study", *arguments, tests=True)
     if options.command == "pictures":
         return run_module("harness.pictures", tests=True)
     if options.command == "sweep":

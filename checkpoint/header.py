@@ -5,7 +5,8 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
@@ -102,44 +103,59 @@ def read_header(path: str | Path) -> Header:
         CheckpointError: the file cannot be opened (`Unreadable`), or breaks the format.
     """
     path = Path(path)
+    with opened(path, "safetensors") as (file, size):
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not start:
+            raise bad(path, "is empty")
+        if len(start) < 8:
+            raise bad(path, "is not a safetensors file: it is too short")
+        if length < 2:
+            raise bad(path, "is not a safetensors file: its header is empty")
+        if start[:2] in PICKLES and length > LARGEST_HEADER:
+            raise bad(path, f"is not a safetensors file but {PICKLES[start[:2]]}, whatever its name says")
+        if 8 + length > size:
+            raise bad(
+                path,
+                f"is truncated or not a safetensors file: its header claims {length} bytes, "
+                f"the file has {size}; download it again",
+            )
+        if length > LARGEST_HEADER:
+            raise bad(path, f"has a header of {length} bytes, and KleinKit reads at most {LARGEST_HEADER}")
+        tensors, metadata = _parse(path, file.read(length), size - 8 - length)
+        formats = _marked(tensors, lambda tensor: _read(file, 8 + length + tensor.begin, tensor.end - tensor.begin))
+    return Header(path, tensors, metadata, formats)
+
+
+@contextmanager
+def opened(path: Path, kind: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file that is open for reading, and its size in bytes, for a `with` block.
+
+    Args:
+        path: the file.
+        kind: what it should be, for messages.
+    Raises:
+        CheckpointError: the file cannot be opened or read (`Unreadable`), or is not a regular file.
+    """
     try:
         # A pipe or a device would block when opened.
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise _bad(path, "is a folder, not a safetensors file")
+            raise bad(path, f"is a folder, not a {kind} file")
         if not stat.S_ISREG(status.st_mode):
-            raise _bad(path, "is not a regular file")
+            raise bad(path, "is not a regular file")
         with open(path, "rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not start:
-                raise _bad(path, "is empty")
-            if len(start) < 8:
-                raise _bad(path, "is not a safetensors file: it is too short")
-            if length < 2:
-                raise _bad(path, "is not a safetensors file: its header is empty")
-            if start[:2] in PICKLES and length > LARGEST_HEADER:
-                raise _bad(path, f"is not a safetensors file but {PICKLES[start[:2]]}, whatever its name says")
-            if 8 + length > status.st_size:
-                raise _bad(
-                    path,
-                    f"is truncated or not a safetensors file: its header claims {length} bytes, "
-                    f"the file has {status.st_size}; download it again",
-                )
-            if length > LARGEST_HEADER:
-                raise _bad(path, f"has a header of {length} bytes, and KleinKit reads at most {LARGEST_HEADER}")
-            tensors, metadata = _parse(path, file.read(length), status.st_size - 8 - length)
-            formats = _marked(tensors, lambda tensor: _read(file, 8 + length + tensor.begin, tensor.end - tensor.begin))
+            yield file, status.st_size
     except FileNotFoundError:
-        raise _bad(path, "does not exist", Unreadable) from None
+        raise bad(path, "does not exist", Unreadable) from None
     except PermissionError:
-        raise _bad(path, "cannot be opened: permission denied", Unreadable) from None
+        raise bad(path, "cannot be opened: permission denied", Unreadable) from None
     except OSError as error:
-        raise _bad(path, f"cannot be read: {error.strerror}", Unreadable) from error
-    return Header(path, tensors, metadata, formats)
+        raise bad(path, f"cannot be read: {error.strerror}", Unreadable) from error
 
 
-def _bad(path: Path, problem: str, kind: type[CheckpointError] = CheckpointError) -> CheckpointError:
+def bad(path: Path, problem: str, kind: type[CheckpointError] = CheckpointError) -> CheckpointError:
+    """The error for a file: what is wrong with it, between its name and its path."""
     return kind(f"{path.name} {problem} ({path}).")
 
 
@@ -153,28 +169,28 @@ def _parse(path: Path, text: bytes, size: int) -> tuple[dict[str, Tensor], dict[
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):
-        raise _bad(path, "is damaged: its header is not JSON") from None
+        raise bad(path, "is damaged: its header is not JSON") from None
     if not isinstance(entries, dict):
-        raise _bad(path, "is damaged: its header is not a JSON object")
+        raise bad(path, "is damaged: its header is not a JSON object")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _bad(path, "is damaged: its metadata are not strings")
+        raise bad(path, "is damaged: its metadata are not strings")
     tensors = {}
     for name, entry in entries.items():
         tensors[name] = _tensor(entry)
         if tensors[name] is None:
-            raise _bad(path, f"is damaged: the header's entry for {name[:80]!r} is not a tensor")
+            raise bad(path, f"is damaged: the header's entry for {name[:80]!r} is not a tensor")
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
-            raise _bad(path, f"is damaged: the bytes of {name[:80]!r} overlap another tensor's, or leave a gap")
+            raise bad(path, f"is damaged: the bytes of {name[:80]!r} overlap another tensor's, or leave a gap")
         position = tensor.end
     if position > size:
         missing = position - size
-        raise _bad(path, f"is truncated: {missing} bytes are missing at its end; download it again")
+        raise bad(path, f"is truncated: {missing} bytes are missing at its end; download it again")
     if position < size:
-        raise _bad(path, f"is damaged: {size - position} bytes at its end belong to no tensor")
+        raise bad(path, f"is damaged: {size - position} bytes at its end belong to no tensor")
     return tensors, metadata
 
 

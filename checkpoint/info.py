@@ -20,6 +20,7 @@ def paragraph(
     trim: bool,
     ignore_cfg: bool,
     chosen: Collection[str],
+    weight_dtype: str = "default",
 ) -> str:
     """Describe what the loader loaded.
 
@@ -29,6 +30,7 @@ def paragraph(
         trim: whether the text encoder is trimmed.
         ignore_cfg: whether a cfg above 1 counts as 1 on a distilled model.
         chosen: roles that `auto` chose.
+        weight_dtype: what the weights were to be kept in.
     Returns:
         One paragraph.
     """
@@ -39,6 +41,8 @@ def paragraph(
         f"{model.name} is {klein.architecture} {klein.size}, {klein.weights}, {gigabytes(klein.bytes)}.",
         f"Variant: {variant.name}, {variant.reason}; {variant.steps} steps and cfg {variant.cfg:g}.",
     ]
+    if model.gguf and weight_dtype != "default":
+        sentences.append(f"Its weights stay as they are: `weight_dtype` {weight_dtype} does nothing to a GGUF file.")
     if variant.kv:
         sentences.append("For edits put ComfyUI's FluxKVCache node behind the model.")
     if variant.distilled and ignore_cfg:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .families import FAMILIES
 from .families.family import FLUX2_VAE, QWEN3, QWEN3_VL, TAEF2, Family
+from .gguf import ARCHITECTURE, ENDING, read_gguf
 from .header import QUANTISATION, CheckpointError, Header, Tensor, read_header
 
 MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
@@ -105,7 +106,7 @@ class Checkpoint:
     """What one model file, or the shards of one model, holds.
 
     name: as ComfyUI's lists show it.
-    files: the safetensors files.
+    files: the safetensors files, or the GGUF file.
     tensors: `{key: Tensor}` of all of them.
     metadata: the strings in the header.
     parts: `{role: Part}`; empty if nothing known was found.
@@ -117,9 +118,16 @@ class Checkpoint:
     metadata: dict[str, str]
     parts: dict[str, Part]
 
+    @property
+    def gguf(self) -> bool:
+        """Whether it is a GGUF file."""
+        return self.files[0].suffix.lower() == ENDING
+
     def what(self, role: str) -> str:
         """In words, what the file is, for someone who expected the role: "FLUX.1 (a diffusion model)", "a LoRA"."""
         part = self.parts.get(role) or next(iter(self.parts.values()), None)
+        if part is None and ARCHITECTURE in self.metadata:
+            return f"a GGUF file of {self.metadata[ARCHITECTURE][:80]!r}"
         if part is None:
             return "a LoRA" if any(".lora_" in key for key in self.tensors) else "nothing that KleinKit knows"
         if part.role == VAE:
@@ -140,7 +148,7 @@ def inspect(*files: str | Path, name: str | None = None, values: Callable[[str],
     """Tell what a file holds, from its header.
 
     Args:
-        files: one safetensors file, or all shards of one model.
+        files: one safetensors or GGUF file, or all shards of one model.
         name: for messages; the first file's name if not given.
         values: tells of a quantisation, by ComfyUI's name for it, how many numbers lie in one element of a weight; None if
             it does not know.
@@ -152,7 +160,7 @@ def inspect(*files: str | Path, name: str | None = None, values: Callable[[str],
     paths = tuple(map(Path, files))
     tensors, metadata, formats = {}, {}, Formats(values)
     for path in paths:
-        header = read_header(path)
+        header = (read_gguf if path.suffix.lower() == ENDING else read_header)(path)
         twice = tensors.keys() & header.tensors.keys()
         if twice:
             raise CheckpointError(f"{path.name} holds {min(twice)!r} a second time ({path}).")

@@ -33,6 +33,11 @@ def check_model(checkpoint: Checkpoint) -> Family:
             f"{checkpoint.name} is {family.name} quantised for {engine}, which ComfyUI does not load: "
             f"take a file that is made for ComfyUI ({checkpoint.files[0]})."
         )
+    if checkpoint.gguf and part.diffusers_keys:
+        raise CheckpointError(
+            f"{checkpoint.name} has diffusers' names of tensors, and ComfyUI-GGUF loads the original ones: "
+            f"take a file that is made for ComfyUI ({checkpoint.files[0]})."
+        )
     check_tensors(checkpoint)
     if not part.text_width:
         raise CheckpointError(

@@ -14,6 +14,8 @@ LETTERS_OR_NUMBER = re.compile(r"[A-Za-z]+|\d+")
 ONE_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # The words of which names are glued on model sites: 9bbase is 9, b, base. `database` cannot be split into them.
 GLUED = re.compile(r"flux|klein|base|distilled|distill|un|de|non|kv|nvfp|mxfp|fp|bf|int|model|merge|mix|edit|b|v")
+# Of GGUF files with the quantisation before it, as whoever makes them writes it: -Q4_K_M, -UD-IQ2_XXS, -BF16.
+ENDINGS = re.compile(r"([._-](ud-)?(i?q\d\w*|b?f16|f32|mxfp4\w*))?\.gguf$|\.(safetensors|sft)$", re.IGNORECASE)
 NOT = {"un", "de", "non", "not"}
 DISTILLED_WORDS = {"distilled", "distill"}
 
@@ -97,7 +99,7 @@ def decide(name: str, metadata: dict[str, str], *, folder_says: bool | None = No
         `Variant`.
     """
     path = re.sub(r"[\\/](transformer|model_index\.json)$", "", name)
-    stem = re.sub(r"\.(safetensors|sft)$", "", re.split(r"[\\/]", path)[-1], flags=re.IGNORECASE)
+    stem = ENDINGS.sub("", re.split(r"[\\/]", path)[-1])
     words = words_of(stem)
     klein, kv = "klein" in stem.lower(), "kv" in words
     if folder_says is not None:

@@ -80,7 +80,7 @@ def renorm(mode: str) -> Node:
 
 
 def adaptive(threshold: float) -> Node:
-    return "KleinKitAdaptiveGuidance", {"threshold": threshold}
+    return "KleinKitAdaptiveGuidance", {"threshold": threshold, "start": 0.0, "every": 0}
 
 
 def nag(alpha: float) -> Node:
@@ -99,6 +99,10 @@ def auto(layers: str, **others: Any) -> Node:
 
 def momentum(alpha: float) -> Node:
     return "KleinKitMomentum", {"alpha": alpha, "beta": 0.6, "start": 0.0, "end": 1.0}
+
+
+def preset(name: str) -> Node:
+    return "KleinKitGuidance", {"preset": name}
 
 
 SKIP_LAYER = (
@@ -219,6 +223,12 @@ PICTURES = {
     "KleinKitTCFG": (
         Row("cfg 8", cfg=8),
         Row("cfg 8, TCFG", (("KleinKitTCFG", {}),), cfg=8),
+    ),
+    "KleinKitGuidance": (
+        Row("off, cfg 4: 40 passes"),
+        Row("faster: {passes} passes", (preset("faster"),)),
+        Row("off, cfg 10", cfg=10),
+        Row("high_cfg, cfg 10", (preset("high_cfg"),), cfg=10),
     ),
     "KleinKitAdaptiveGuidance": (
         Row("cfg 4: 40 passes"),

@@ -34,6 +34,8 @@ from .run import Run, at_sigma, titles
 PROMPTS = {COND: "positive", UNCOND: "negative"}
 # Orders of rules that need a negative prediction.
 OF_NEGATIVE = (ADAPTIVE, BASE, TANGENT, NEGATIVE, COMBINE)
+# Hooks that combine a positive with a negative: in a step of one pass they would get zeros for the other.
+COMBINING = ("sampler_cfg_function", "sampler_pre_cfg_function")
 
 
 def is_flow(model: ModelPatcher) -> bool:
@@ -91,6 +93,12 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             f"{ours} and another node's function ({name_of(theirs)}) both change how the positive and the negative are "
             "combined. Remove one."
         )
+    combining = [hook for name in COMBINING for hook in as_list(model_options.get(name))]
+    if combining and any(step.reuse or (ADAPTIVE in title and step.unguided_cfg is None) for step in steps):
+        yield (
+            f"{title[SCHEDULE]} reuses guidance in steps of one pass, and another node's function ({name_of(combining[0])}) "
+            "needs both predictions: it is left out in these steps. Remove one, or set `unguided` to conditional."
+        )
     if NEGATIVE in title and any(map(is_zero_star, hooks)):
         yield f"{title[NEGATIVE]} and ComfyUI's CFGZeroStar both scale the negative prediction. Remove ComfyUI's."
     patches = model_options.get("transformer_options", {}).get("patches", {})
@@ -130,6 +138,11 @@ def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: b
     acting = [rule for rule in rules if any(step.zero and rule.decide(replace(step, zero=False)).zero for step in steps)]
     idle = [rule for rule in rules if rule.order in OF_NEGATIVE or (rule.order == RENORM and not changed)]
     return [rule for rule in idle if rule not in acting]
+
+
+def as_list(hooks: Callable | list | None) -> list[Callable]:
+    """The functions of one of ComfyUI's options, which has one, several or none."""
+    return hooks if isinstance(hooks, list) else [hooks] if hooks else []
 
 
 def name_of(function: Callable) -> str:

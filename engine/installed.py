@@ -13,12 +13,14 @@ from comfy import quant_ops
 from ..checkpoint import pairing
 from ..checkpoint.diffusers_folder import INDEX, MODULAR, Folder, inspect_folder
 from ..checkpoint.families.family import Family
+from ..checkpoint.gguf import ENDING
 from ..checkpoint.header import CheckpointError
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint, family_of, inspect, inspect_taef2
 from ..checkpoint.kept import file_state, keep
 from ..checkpoint.qwen3 import check_layers
 from ..checkpoint.variant import AUTO
-from ..checks import shown
+from ..checks import sentence, shown
+from . import gguf
 
 TAEF2 = "taef2"
 FOLDERS = {MODEL: "diffusion_models", TEXT_ENCODER: "text_encoders", VAE: "vae"}
@@ -29,9 +31,10 @@ SAMPLE = 256
 
 
 def listed(role: str) -> list[str]:
-    """Names of what is installed for a role, as ComfyUI lists it: safetensors files, diffusers folders, taef2."""
+    """Names of what is installed for a role, as ComfyUI lists it: safetensors files, GGUF files, diffusers folders, taef2."""
     files = folder_paths.get_filename_list(FOLDERS[role])
     names = [name for name in files if name.lower().endswith((".safetensors", ".sft"))]
+    names += gguf.listed(role)
     if role == MODEL:
         names += sorted(diffusers_folders())
     if role == VAE and TAEF2 in nodes.VAELoader.vae_list(nodes.VAELoader):
@@ -54,8 +57,8 @@ def diffusers_folders() -> dict[str, Path]:
 
 def not_listed(role: str, name: object) -> str:
     """The sentence for a name that is not in the list of a role."""
-    if role == MODEL and str(name).lower().endswith(".gguf"):
-        return f"{shown(name)} is a GGUF file: load it with the node Unet Loader (GGUF) of ComfyUI-GGUF."
+    if role in gguf.LOADERS and str(name).lower().endswith(ENDING):
+        return f"{shown(name)} {gguf.not_listed()}."
     folder = ", nor a folder in models/diffusers" if role == MODEL else ""
     return f"{shown(name)} is not a safetensors file in models/{FOLDERS[role]}{folder}."
 
@@ -260,23 +263,29 @@ def _state_of_listed(role: str, name: str) -> tuple[str, object]:
         return name, str(error)
 
 
-def missing(diffusion_model: str) -> str | None:
-    """What to install where a model is missing: a sentence for it, and for a text encoder and a VAE if there is none either.
+def missing(diffusion_model: str | None, text_encoder: str | None) -> str | None:
+    """What to install where a file is missing: a sentence for it, and for a text encoder and a VAE if there is none either.
 
+    Args:
+        diffusion_model, text_encoder: inputs of Klein Loader; None for one that is not known yet.
     Returns:
-        The sentences, or None: the model is there.
+        The sentences, or None: both are there.
     """
-    if diffusion_model in listed(MODEL):
-        return None
-    sentences = [not_listed(MODEL, diffusion_model)]
-    # A folder brings its own, and of a GGUF file's text encoder nothing is known here.
-    if str(diffusion_model).lower().endswith((".safetensors", ".sft")):
-        sentences += [
-            pairing.none_installed(role, diffusion_model)
-            for role in (TEXT_ENCODER, VAE)
-            if not any(_usable(role, name, pairing.family_by_name(diffusion_model)) for name in listed(role))
-        ]
-    return " ".join(sentences)
+    sentences, encoders = [], [AUTO, *listed(TEXT_ENCODER)]
+    if text_encoder is not None and text_encoder not in encoders:
+        # ComfyUI repeats all of this at every input that it asks about, so this names its own.
+        given = not_listed(TEXT_ENCODER, text_encoder).removesuffix(".")
+        sentences.append(sentence("text_encoder", f"one of {', '.join(encoders)}", given))
+    if diffusion_model is not None and diffusion_model not in listed(MODEL):
+        sentences.insert(0, not_listed(MODEL, diffusion_model))
+        # A folder brings its own.
+        if str(diffusion_model).lower().endswith((".safetensors", ".sft", ENDING)):
+            sentences += [
+                pairing.none_installed(role, diffusion_model)
+                for role in (TEXT_ENCODER, VAE)
+                if not any(_usable(role, name, pairing.family_by_name(diffusion_model)) for name in listed(role))
+            ]
+    return " ".join(sentences) or None
 
 
 def _usable(role: str, name: str, family: Family) -> bool:

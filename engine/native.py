@@ -80,18 +80,28 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool, disabl
         clip = call("CLIPLoader", clip_name=checkpoint.name, type=family.clip_type)
     if clip is None:
         clip = _from_weights(checkpoint, family, trim=False, disable_dynamic=disable_dynamic, model_options={})
-    theta = getattr(getattr(language_model(clip), "config", None), "rope_theta", family.rope_theta)
-    if theta != family.rope_theta:
-        raise CheckpointError(
-            f"{checkpoint.name} was taken for another model by ComfyUI (rope θ {theta:,.0f}, not {family.rope_theta:,}); "
-            f"take {family.official_encoders[part.width][0]}.safetensors for `text_encoder`."
-        )
+    check_theta(clip, checkpoint, family)
     clip.patcher.cached_patcher_init = (text_encoder_patcher, (checkpoint, family, trim))
     return clip
 
 
 def text_encoder_patcher(checkpoint: Checkpoint, family: Family, trim: bool, disable_dynamic: bool = False) -> ModelPatcher:
     return load_text_encoder(checkpoint, family, trim, disable_dynamic).patcher
+
+
+def check_theta(clip: comfy.sd.CLIP, checkpoint: Checkpoint, family: Family) -> None:
+    """Refuse a text encoder that ComfyUI took for another model: its positions would turn at another speed.
+
+    Raises:
+        CheckpointError: says so, and which file to take.
+    """
+    theta = getattr(getattr(language_model(clip), "config", None), "rope_theta", family.rope_theta)
+    if theta != family.rope_theta:
+        width = checkpoint.parts[TEXT_ENCODER].width
+        raise CheckpointError(
+            f"{checkpoint.name} was taken for another model by ComfyUI (rope θ {theta:,.0f}, not {family.rope_theta:,}); "
+            f"take {family.official_encoders[width][0]}.safetensors for `text_encoder`."
+        )
 
 
 def language_model(clip: comfy.sd.CLIP) -> nn.Module | None:

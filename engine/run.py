@@ -62,6 +62,9 @@ class Run:
         roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
         used: the scale that the sampler used in this call, None before it did.
         observed, pending: what rules observed, by node: numbers that count in this step, and scalars on the device.
+        latest, known: the passes of the negative's prompt that ran in the last guided step, beside the positive: up to this
+            call, and before this step.
+        reused: the scales of the calls so far in which guidance was reused.
         memories: each rule's own dict, by node.
         entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
         asked, acted: nodes of the rules that were to mix the attention in this call, and of those that did.
@@ -88,6 +91,9 @@ class Run:
     used: float | None = None
     observed: dict[str, float] = field(default_factory=dict)
     pending: dict[str, torch.Tensor] = field(default_factory=dict)
+    latest: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
+    reused: list[float] = field(default_factory=list)
     memories: dict[str, dict] = field(default_factory=dict)
     entries: dict[str, dict] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
@@ -136,14 +142,14 @@ class Run:
         )
 
     def enter(self, sigma: float, observed: dict[str, float]) -> int:
-        """The step of a model call; what was observed in earlier steps counts from here on."""
+        """The step of a model call; what was observed and ran in earlier steps counts from here on."""
         counted = None
         if self.sampler not in OWN_SIGMAS:
             first = self.done + 1 if self.done < 0 or self.calls >= self.between - 1 else self.done
             counted = first, self.done + 1
         index = step_index(sigma, self.sigmas, self.index, counted)
         if index != self.index:
-            self.observed = observed
+            self.observed, self.known = observed, self.latest
         self.calls += 1
         self.index = index
         return index

@@ -20,7 +20,7 @@ from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Ste
 from . import flow_map
 from .base_pass import all_as
 from .both_texts import both_texts
-from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
+from .conflicts import COMBINING, after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
 from .family import is_flow_map
@@ -29,8 +29,6 @@ from .watch import PROBES, Probe, Watch
 
 RULES = "kleinkit_rules"
 KEY = "kleinkit"
-# Hooks that combine a positive with a negative: in a step of one pass they would get zeros for the other.
-COMBINING = ("sampler_cfg_function", "sampler_pre_cfg_function")
 
 
 def with_rule(model: ModelPatcher, rule: Rule) -> ModelPatcher:
@@ -132,7 +130,12 @@ def sample(
             names = dict.fromkeys((COND, UNCOND, *run.total))
             ran = ", ".join(f"{name} {run.total[name]}" for name in names if run.total[name]) or "none"
             passes = sum(run.total.values())
-            logging.info("KleinKit: %d steps, %d passes (%s) with %s.", len(run.sigmas) - 1, passes, ran, titles(rules))
+            again = ""
+            if run.reused:
+                scale = " to ".join(f"{cfg:g}" for cfg in sorted({min(run.reused), max(run.reused)}))
+                again = f", {len(run.reused)} of them reusing guidance at cfg {scale},"
+            steps = len(run.sigmas) - 1
+            logging.info("KleinKit: %d steps, %d passes (%s)%s with %s.", steps, passes, ran, again, titles(rules))
 
 
 def predict_noise(
@@ -186,7 +189,7 @@ def predict(
     (sigma,), observed = run.read(timestep.flatten()[0])
     flow_map.off_sigmas(run, sigma)
     index = run.enter(sigma, observed)
-    step = plan_step(run.rules, index, len(run.sigmas) - 1, sigma, scale_of(guider), run.observed)
+    step = plan_step(run.rules, index, len(run.sigmas) - 1, sigma, scale_of(guider), run.observed, run.known)
     transformer_options = model_options["transformer_options"]
     run.model_options = {**model_options, "transformer_options": {**transformer_options}}
     run.step = step = as_the_guider_can(step, guider, model_options, run)
@@ -201,8 +204,10 @@ def predict(
     patches = dict(mixing)
     alone = run.model_options
     run.model_options = {**alone, "transformer_options": {**alone["transformer_options"], **patches}}
+    # What is reused joins the sampler's own result at cfg 1.
+    scale = 1.0 if step.reuse else step.cfg
     # Some guiders return at cfg 1 before the hook in which an extra pass runs.
-    if step.cfg == 1.0 and (UNCOND in step.passes or (extras and not is_plain(guider))):
+    if scale == 1.0 and (UNCOND in step.passes or (extras and not is_plain(guider))):
         values["disable_cfg1_optimization"] = True
     for _, extra in extras:
         prompt = conds.get("positive" if extra.of == COND else "negative") or ()
@@ -214,14 +219,14 @@ def predict(
             patches["patches_replace"] = kept["transformer_options"]["patches_replace"]
     asked = scale_of(guider)
     negative_only = step.passes == (UNCOND,)
-    one_pass = is_plain(guider) and UNCOND not in step.passes and not math.isclose(asked, step.cfg)
+    one_pass = is_plain(guider) and UNCOND not in step.passes and not math.isclose(asked, scale)
     cfg = guider.cfg
     try:
         # The negative alone takes the positive's place: one pass, and every other hook sees a run at cfg 1.
         if negative_only:
             guider.conds = {**conds, "positive": conds["negative"]}
         if asked == cfg:
-            guider.cfg = 1.0 if negative_only else step.cfg
+            guider.cfg = 1.0 if negative_only else scale
         with (
             changed(model_options, values, COMBINING if one_pass or negative_only else ()),
             changed(transformer_options, patches),
@@ -250,6 +255,9 @@ def as_the_guider_can(step: Step, guider: CFGGuider, model_options: dict, run: R
             run.warn("This guider has no negative prompt, so guidance that needs one is left out.")
             passes = tuple(name for name in step.passes if name not in of_negative)
             return replace(step, cfg=1.0, passes=passes if COND in passes else (COND, *passes))
+    if step.reuse and not is_plain(guider):
+        run.warn(f"{type(guider).__name__} joins the predictions by itself, so guidance cannot be reused: both passes run.")
+        return replace(step, reuse=False, passes=tuple(dict.fromkeys((COND, UNCOND, *step.negatives, *step.passes))))
     # Others' guiders and nodes may run the negative elsewhere, or want both at once.
     if step.passes == (UNCOND,) and not (is_plain(guider) and not model_options.get("disable_cfg1_optimization")):
         if is_plain(guider):
@@ -268,6 +276,12 @@ def post_cfg(args: dict) -> torch.Tensor:
     ran_uncond = args["uncond"] is not None
     # Another node may have changed the scale after the plan: what the sampler used is what counts.
     used = 0.0 if negative_only else float(args["cond_scale"]) if ran_uncond else 1.0
+    if step is not None and step.reuse:
+        if used == 1.0:
+            # A negative that another node has run all the same is not looked at.
+            ran_uncond, used = False, step.cfg
+        else:
+            step = replace(step, reuse=False)
     if run.watch is not None:
         cond, uncond = args["cond_denoised"], args["uncond_denoised"] if ran_uncond else None
         run.watch.see(used, *((None, cond) if negative_only else (cond, uncond)))
@@ -292,11 +306,15 @@ def post_cfg(args: dict) -> torch.Tensor:
     run.finite |= {name: all_finite(v) for name, v in {COND: velocities.cond, **extra}.items()}
     if velocities.uncond is not None:
         run.finite[UNCOND] = all_finite(velocities.uncond)
+        if UNCOND in step.negatives:
+            run.latest = frozenset(name for name in step.negatives if name == UNCOND or name in extra)
+    if step.reuse:
+        run.reused.append(step.cfg)
     run.used = used
     step = replace(step, cfg=used)
     sampled = x - args["denoised"]
     guided = stack.apply(run.rules, velocities, step, run.memories, sampled)
-    if step.guided:
+    if step.guided and not step.reuse:
         for rule in run.rules:
             if (seen := rule.observe(velocities, run.memories[rule.node])) is not None:
                 run.pending[rule.node] = seen

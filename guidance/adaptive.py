@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..checks import number
-from .rule import ADAPTIVE, Rule, ScaledVelocities, Step
+from ..checks import first_step, number
+from .reuse import KEPT, keep, rebuilt
+from .rule import ADAPTIVE, UNCOND, Rule, ScaledVelocities, Step
 
 
 def cosine(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
@@ -25,36 +26,75 @@ class Adaptive(Rule):
     """From the step after cos(v_c, v_u) ≥ threshold, a picture's steps are unguided.
 
     Each picture of a batch decides for itself, as it would alone. The negative's pass is saved once all have decided.
+
+    Attributes:
+        threshold: of the cosine.
+        start: no picture decides before this share of the run's steps.
+        every: from there on, after every so many steps one is guided and measured anew; 0 never.
     """
 
     node: ClassVar[str] = "KleinKitAdaptiveGuidance"
     title: ClassVar[str] = "Klein Adaptive Guidance"
     order: ClassVar[int] = ADAPTIVE
     threshold: float = 0.99
+    start: float = 0.0
+    every: int = 0
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, -1.0, 1.0)
+        number("start", self.start, 0.0, 1.0)
+        number("every", self.every, 0, 10000)
+
+    @property
+    def decides(self) -> bool:
+        return self.threshold > -1.0
+
+    def measures(self, step: Step) -> bool:
+        """Whether what the step measures counts."""
+        return step.index >= first_step(self.start, step.steps)
+
+    def begins_anew(self, step: Step) -> bool:
+        """Whether what was decided before the step counts no longer."""
+        since = step.index - first_step(self.start, step.steps)
+        return since < 0 or (self.every > 0 and since % (self.every + 1) == 0)
 
     def decide(self, step: Step) -> Step:
-        return step.without_guidance() if step.observed.get(self.node, -2.0) >= self.threshold else step
+        if self.begins_anew(step):
+            return step
+        # Every cosine reaches −1: that is known before the run.
+        certain = not self.decides and UNCOND in step.known and step.index > first_step(self.start, step.steps)
+        return step.without_guidance() if certain or step.observed.get(self.node, -2.0) >= self.threshold else step
 
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities
         if v.uncond is None or not step.guided:
             return v
+        if step.reuse:
+            return rebuilt(v, step, memory) if KEPT in memory else v
         if memory.get("index") != step.index:
-            memory |= {"index": step.index, "decided": memory.get("reached")}
-        decided, reached = memory["decided"], cosine(v.cond, v.uncond) >= self.threshold
-        memory["reached"] = reached if decided is None else reached | decided
-        if decided is None or len(decided) == 1:
+            decided = None if self.begins_anew(step) else memory.get("reached")
+            memory |= {"index": step.index, "decided": decided, "measures": self.measures(step)}
+        decided = memory["decided"]
+        if memory["measures"]:
+            reached = cosine(v.cond, v.uncond) >= self.threshold
+            memory["reached"] = reached if decided is None else reached | decided
+        # A picture that is alone needs no memory of its own: Klein CFG's is the same.
+        reuses = step.unguided_cfg is None and UNCOND in step.negatives and len(v.cond) > 1
+        if decided is None or len(decided) == 1 or (reuses and KEPT not in memory):
+            if reuses:
+                keep(v, step, memory)
             return v
         rows = decided.reshape(-1, *[1] * (v.cond.ndim - 1))
+        if reuses:
+            mixed = rebuilt(v, step, memory, rows)
+            keep(v, step, memory, rows)
+            return mixed
         if step.unguided_cfg == 0.0:
             return replace(v, cond=torch.where(rows, v.uncond, v.cond))
         return replace(v, uncond=torch.where(rows, v.cond, v.uncond))
 
     def observe(self, velocities: ScaledVelocities, memory: dict[str, Any]) -> torch.Tensor | None:
-        if velocities.uncond is None:
+        if velocities.uncond is None or not memory.get("measures"):
             return None
         cosines = cosine(velocities.cond, velocities.uncond)
         decided = memory.get("decided")

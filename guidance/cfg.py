@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 
 from ..checks import expected, number, one_of, steps_in_range
-from .rule import SCHEDULE, Rule, Step
+from .reuse import keep, rebuilt
+from .rule import SCHEDULE, UNCOND, UNGUIDED, Rule, ScaledVelocities, Step
 
 SKIP_MODES = ("early", "late", "early_late", "middle", "alternate")
-UNGUIDED = {"conditional": 1.0, "unconditional": 0.0}
 
 
 def combine(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:
@@ -143,7 +143,10 @@ def choose_schedule(choice: str, /, **inputs: Any) -> Schedule:
 
 @dataclass(frozen=True)
 class CFG(Rule):
-    """The sampler's cfg on a schedule; a step off the schedule is `unguided`, one pass either way."""
+    """The sampler's cfg on a schedule; a step off the schedule is `unguided`, one pass either way.
+
+    Before the first guided step there is nothing to reuse: with `reuse` and `extrapolate` the run's first step is guided.
+    """
 
     node: ClassVar[str] = "KleinKitCFG"
     title: ClassVar[str] = "Klein CFG"
@@ -155,6 +158,13 @@ class CFG(Rule):
         one_of("unguided", UNGUIDED, self.unguided)
 
     def decide(self, step: Step) -> Step:
-        step = replace(step, unguided_cfg=UNGUIDED[self.unguided])
+        step = replace(step, unguided=self.unguided)
         cfg = self.schedule.cfg(step)
         return step.without_guidance() if cfg is None else replace(step, cfg=cfg)
+
+    def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
+        if step.reuse:
+            return rebuilt(velocities, step, memory)
+        if step.unguided_cfg is None and UNCOND in step.negatives and velocities.uncond is not None:
+            keep(velocities, step, memory)
+        return velocities

@@ -1,7 +1,7 @@
 """Which passes every step needs: a pure function of the rules, the sigmas and cfg. Nothing else decides whether a pass runs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +54,13 @@ def step_index(
 
 
 def plan_step(
-    rules: Iterable[Rule], index: int, steps: int, sigma: float, cfg: float, observed: Mapping[str, float] | None = None
+    rules: Iterable[Rule],
+    index: int,
+    steps: int,
+    sigma: float,
+    cfg: float,
+    observed: Mapping[str, float] | None = None,
+    known: Collection[str] = (),
 ) -> Step:
     """What one step does.
 
@@ -64,10 +70,11 @@ def plan_step(
         sigma: at which the model is asked.
         cfg: the sampler's.
         observed: `{node: float}` of what rules observed in earlier steps.
+        known: the passes of the negative's prompt that ran in the last guided step, beside the positive.
     Returns:
         `Step`.
     """
-    step = Step(index, steps, sigma, cfg, observed=observed or {})
+    step = Step(index, steps, sigma, cfg, observed=observed or {}, known=frozenset(known))
     rules = ordered(rules)
     for rule in rules:
         step = rule.decide(step)
@@ -78,8 +85,12 @@ def plan_step(
         needs.add(COND)
     if not math.isclose(step.cfg, 1.0):
         needs.add(UNCOND)
-    names = (COND, UNCOND, *(extra.name for rule in rules for extra in rule.passes))
-    return replace(step, passes=tuple(name for name in names if name in needs))
+    prompts = {COND: COND, UNCOND: UNCOND, **{extra.name: extra.of for rule in rules for extra in rule.passes}}
+    negatives = tuple(name for name, of in prompts.items() if of == UNCOND and name in needs)
+    reuse = step.reuse and bool(negatives) and step.known.issuperset(negatives)
+    if reuse:
+        needs = needs.difference(negatives) | {COND}
+    return replace(step, reuse=reuse, negatives=negatives, passes=tuple(name for name in prompts if name in needs))
 
 
 def plan(rules: Iterable[Rule], sigmas: Sequence[float], cfg: float) -> tuple[Step, ...]:
@@ -92,5 +103,9 @@ def plan(rules: Iterable[Rule], sigmas: Sequence[float], cfg: float) -> tuple[St
     Returns:
         Tuple of n `Step`s.
     """
-    steps = len(sigmas) - 1
-    return tuple(plan_step(rules, i, steps, float(sigmas[i]), cfg) for i in range(steps))
+    count, known, steps = len(sigmas) - 1, frozenset(), []
+    for i in range(count):
+        steps.append(step := plan_step(rules, i, count, float(sigmas[i]), cfg, known=known))
+        if {COND, UNCOND} <= set(step.passes):
+            known = frozenset(step.negatives)
+    return tuple(steps)

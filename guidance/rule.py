@@ -10,6 +10,8 @@ import torch
 SCHEDULE, DISTILLED, ADAPTIVE, ATTENTION, BASE, TANGENT, NEGATIVE, COMBINE, ADD, MOMENTUM, RENORM = range(11)
 
 COND, UNCOND = "cond", "uncond"
+# What a step without guidance of its own does: the scale of its one pass, or None where it reuses guidance.
+UNGUIDED = {"conditional": 1.0, "unconditional": 0.0, "reuse": None, "extrapolate": None}
 
 
 def precise(device: torch.device) -> torch.dtype:
@@ -58,9 +60,12 @@ class Step:
         sigma: at which the model is asked.
         cfg: the effective scale w: 1 is the positive pass alone, 0 the negative alone.
         guided: False where a schedule or a rule turned guidance off.
-        unguided_cfg: the scale of a step that is not guided, 1 or 0.
+        unguided: what a step without guidance of its own does, of `UNGUIDED`.
+        reuse: guided, at `cfg`, by what the negative differed by in earlier steps: its passes do not run.
         zero: the velocity is zero and the model is not asked.
         passes: names of what runs: `COND`, `UNCOND`, then those of rules.
+        negatives: of the passes that the step needs, those of the negative's prompt; with `reuse` they are rebuilt.
+        known: the passes of the negative's prompt that ran in the last guided step before, beside the positive.
         observed: what rules observed in earlier steps, by node.
     """
 
@@ -69,9 +74,12 @@ class Step:
     sigma: float
     cfg: float
     guided: bool = True
-    unguided_cfg: float = 1.0
+    unguided: str = "conditional"
+    reuse: bool = False
     zero: bool = False
     passes: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    known: frozenset[str] = frozenset()
     observed: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -79,7 +87,15 @@ class Step:
         """Whether positive and negative are combined: at cfg 0 and 1 one of them stands alone."""
         return self.cfg not in (0.0, 1.0)
 
+    @property
+    def unguided_cfg(self) -> float | None:
+        """The scale of a step that is not guided, 1 or 0; None where such a step reuses guidance."""
+        return UNGUIDED[self.unguided]
+
     def without_guidance(self) -> "Step":
+        """The step without guidance of its own. Where nothing is known to reuse, the plan guides it after all."""
+        if self.unguided_cfg is None:
+            return replace(self, reuse=True)
         return replace(self, guided=False, cfg=self.unguided_cfg)
 
 
@@ -123,6 +139,11 @@ class Rule:
     @property
     def passes(self) -> tuple[ExtraPass, ...]:
         return ()
+
+    @property
+    def decides(self) -> bool:
+        """Whether it decides by what it observes during the run, so that the plan is not known before."""
+        return type(self).observe is not Rule.observe
 
     def decide(self, step: Step) -> Step:
         """The step as this rule wants it: its cfg, guided or not, zero or not."""

@@ -98,9 +98,14 @@ def adherence(pictures, scenes):
     Returns:
         `{attribute: share}` for each of `SCORED`, and `"all"`, their mean; 0 to 1.
     """
-    seen, scenes, order = read(pictures), np.asarray(scenes), list(ATTRIBUTES)
-    shares = {name: float((seen[name] == scenes[:, order.index(name)]).mean()) for name in SCORED}
+    shares = dict(zip(SCORED, right(pictures, scenes).mean(0).tolist(), strict=True))
     return {**shares, "all": float(np.mean(list(shares.values())))}
+
+
+def right(pictures, scenes):
+    """Which attributes of its prompt each picture shows: boolean [N, attributes in the order of `SCORED`]."""
+    seen, scenes, order = read(pictures), np.asarray(scenes), list(ATTRIBUTES)
+    return np.stack([seen[name] == scenes[:, order.index(name)] for name in SCORED], axis=1)
 
 
 def distance(pictures, true, seed=0):
@@ -112,7 +117,16 @@ def distance(pictures, true, seed=0):
     Returns:
         The root of the mean squared distance, in units of one colour value of one cell.
     """
+    return apart(*(np.sort(projections(some, seed), axis=0) for some in (pictures, true)))
+
+
+def projections(pictures, seed=0):
+    """Pictures along random directions: [N, directions]."""
     directions = np.random.RandomState(seed).standard_normal((pictures[0].size, DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0)
-    projected = [np.sort(some.reshape(len(some), -1) @ directions, axis=0) for some in (pictures, true)]
-    return float(np.sqrt(np.mean((projected[0] - projected[1]) ** 2)))
+    return pictures.reshape(len(pictures), -1) @ directions
+
+
+def apart(one, other):
+    """The root of the mean squared difference of two sorted sets of projections."""
+    return float(np.sqrt(np.mean((one - other) ** 2)))

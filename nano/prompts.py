@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..checkpoint.inspection import inspect
 from . import world
 
 LENGTH = 512
@@ -37,7 +38,7 @@ def encode(text_encoder, sentences):
     Yields:
         [n, 512, 192] for each `AT_ONCE` of them.
     """
-    clip = importlib.import_module("..nodes.loading", __package__).text_encoder([text_encoder], trim=True)
+    clip = importlib.import_module("..engine.loading", __package__).load_text_encoder(inspect(text_encoder), trim=True)
     for i in range(0, len(sentences), AT_ONCE):
         tokens = [clip.tokenize(sentence) for sentence in sentences[i : i + AT_ONCE]]
         # ComfyUI encodes the pieces of one prompt as a batch, and joins what comes out.

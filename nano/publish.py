@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from . import paired
 from .metrics import SCORED
 from .train import STATE
 
@@ -25,6 +26,40 @@ def publish(results, count):
         path.write_text(filled(path.read_text("utf-8"), tables), "utf-8")
     plot(results).savefig(ROOT / "assets" / "nano-study.png", dpi=110, metadata={"Software": None})
     losses().savefig(ROOT / "nano" / "loss.png", dpi=90, metadata={"Software": None})
+
+
+def publish_paired():
+    """Write the tables of `paired` into nano's README file, each with the most pictures that it has."""
+    path = ROOT / "nano" / "README.md"
+    path.write_text(filled(path.read_text("utf-8"), {name: paired_table(name) for name in paired.TABLES}), "utf-8")
+
+
+def paired_table(name):
+    """Markdown of a table of `paired`, and a sentence with the number of its pictures."""
+    results = paired.results_of(name)
+
+    def size(key):
+        prompts, seeds = map(int, key.split(" × "))
+        return prompts * seeds
+
+    rows = []
+    # A row of more pictures takes the place of its screening.
+    best = {row: key for key in sorted(results, key=size) for row in results[key]}
+    for row in paired.TABLES[name].rows:
+        if row in best:
+            found = results[best[row]][row]
+            rows.append(
+                (
+                    row,
+                    best[row],
+                    f"{100 * found['right']:.1f}",
+                    "{:+.1f} ({:+.1f} to {:+.1f})".format(*found["points"]),
+                    "{:.3f} ({:.3f} to {:.3f})".format(*found["ratio"]),
+                    f"{found['passes']:.4g}",
+                    paired.verdict(found),
+                )
+            )
+    return table(rows, "", "prompts × seeds", "right, %", "points", "distance, ratio", "passes", "as good")
 
 
 def filled(text, parts):

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from ..harness.inside import enter
-from . import metrics, world
+from . import metrics, paired, world
 from .build import build
+from .in_comfyui import sampled
 from .prompts import encode
-from .publish import publish
+from .publish import publish, publish_paired
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of, train
 
 SEED = 0
@@ -48,40 +49,18 @@ def prepare(count, text_encoder):
 
 
 def measure(bench, model, sigmas, cfg):
-    """One setting over all prompts, in ComfyUI's own sampling; matrices in bfloat16, which halves the time.
+    """One setting over all prompts.
 
     Returns:
         `metrics.adherence`'s shares, `distance` to true pictures, model `passes` a picture, `seconds`.
     """
-    samplers = importlib.import_module("comfy.samplers")
-    rows, made, start = [], [], time.monotonic()
-    hook = model.model.diffusion_model.final_layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    for i in range(0, len(bench.noise), AT_ONCE):
-        noise, text = bench.noise[i : i + AT_ONCE], bench.texts[i : i + AT_ONCE]
-        positive, negative = ([[one, {"pooled_output": None}]] for one in (text, bench.empty.expand_as(text)))
-        with torch.autocast("cpu", torch.bfloat16):
-            made.append(
-                samplers.sample(
-                    model,
-                    noise,
-                    positive,
-                    negative,
-                    cfg,
-                    model.load_device,
-                    samplers.sampler_object("euler"),
-                    sigmas.clone(),
-                    model.model_options,
-                    latent_image=torch.zeros_like(noise),
-                    disable_pbar=True,
-                    seed=SEED,
-                )
-            )
-    hook.remove()
-    cells = metrics.from_signed(pictures(torch.cat(made).float().flatten(2).transpose(1, 2)))
+    start = time.monotonic()
+    latents, passes = sampled(model, bench.noise, bench.texts, bench.empty, sigmas, cfg, AT_ONCE)
+    cells = metrics.from_signed(pictures(latents.flatten(2).transpose(1, 2)))
     return {
         **metrics.adherence(cells, bench.scenes),
         "distance": metrics.distance(cells, bench.true),
-        "passes": sum(rows) / len(bench.noise),
+        "passes": passes / len(bench.noise),
         "seconds": time.monotonic() - start,
     }
 
@@ -146,19 +125,25 @@ def settings(load):
     yield "rules", "NAG, cfg 1", nag(base), twenty, 1
 
 
-def study(count):
-    """Measure every setting, and keep each result at once: a second call goes on where the first was stopped.
-
-    Returns:
-        `{table: {row: result}}`.
-    """
+def installed():
+    """`(a function (role, distilled_cfg) → model, path of the text encoder)` of the nano family, loaded by Klein Loader."""
     files = build(STATE / "models", Path(os.environ["COMFYUI_PATH"]))
     loader = importlib.import_module("..nodes.loader", __package__).KleinKitLoader
 
     def load(role, guard):
         return loader.execute(files[role].name, "auto", "auto", "auto", "default", guard, True)[0]
 
-    benches = {number: prepare(number, files["text_encoder"]) for number in {count, HEADLINE_PROMPTS}}
+    return load, files["text_encoder"]
+
+
+def study(count):
+    """Measure every setting, and keep each result at once: a second call goes on where the first was stopped.
+
+    Returns:
+        `{table: {row: result}}`.
+    """
+    load, text_encoder = installed()
+    benches = {number: prepare(number, text_encoder) for number in {count, HEADLINE_PROMPTS}}
     path = STATE / f"study-{count}.json"
     results = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for table, row, model, sigmas, cfg in settings(load):
@@ -180,9 +165,23 @@ def main(arguments):
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--study", action="store_true")
     parser.add_argument("--prompts", type=int)
+    parser.add_argument("--table", choices=paired.TABLES)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--rows", nargs="*")
     options = parser.parse_args(arguments)
     enter(STATE)
     if options.train:
         train()
-    if options.study:
+    if options.study and options.table:
+        load, text_encoder = installed()
+        paired.run(
+            options.table,
+            lambda role: load(role, "ignore"),
+            text_encoder,
+            options.prompts,
+            options.seeds,
+            options.rows or (),
+        )
+        publish_paired()
+    elif options.study:
         publish(study(options.prompts), options.prompts)

@@ -10,11 +10,12 @@ from ..engine.base_pass import with_base, with_other
 from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
+from ..guidance import presets
 from ..guidance.adaptive import Adaptive
 from ..guidance.apg import APG, SPACES
 from ..guidance.auto import PROMPTS, WEAK, AutoGuidance
 from ..guidance.base_uncond import BaseUncond
-from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, UNGUIDED, choose_schedule
+from ..guidance.cfg import CFG, SCHEDULES, SKIP_MODES, choose_schedule
 from ..guidance.fdg import FDG, parse_shares
 from ..guidance.image import ImageCFG
 from ..guidance.mambo_g import MamboG
@@ -22,6 +23,7 @@ from ..guidance.momentum import Momentum
 from ..guidance.nag import NAG
 from ..guidance.renorm import MODES as RENORM_MODES
 from ..guidance.renorm import Renorm
+from ..guidance.rule import UNGUIDED, Rule
 from ..guidance.seg import SEG
 from ..guidance.skip_layer import MODES as SKIP_LAYER_MODES
 from ..guidance.skip_layer import SkipLayer, parse_layers
@@ -43,9 +45,9 @@ def schema(*, node_id: str, display_name: str, description: str, search_aliases:
     )
 
 
-def share(name: str, default: float, tooltip: str) -> io.Float.Input:
+def share(name: str, default: float, tooltip: str, optional: bool = False) -> io.Float.Input:
     """An input that is a share of the run's steps."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, optional=optional)
 
 
 @names_itself
@@ -108,8 +110,9 @@ class KleinKitCFG(io.ComfyNode):
                     "unguided",
                     options=list(UNGUIDED),
                     default="conditional",
-                    tooltip="What a step without guidance returns: the positive prediction or the negative one. "
-                    "One pass either way, unless another node needs the positive.",
+                    tooltip="What a step without guidance does, in one pass: follow the positive prompt, or the negative "
+                    "one; use the guidance of the last guided step again (reuse), or continue it from the last two "
+                    "(extrapolate).",
                 ),
             ],
         )
@@ -506,12 +509,22 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
                     step=0.001,
                     tooltip="Cosine between the two predictions from which on the steps are unguided.",
                 ),
+                # Prompts of before have neither.
+                share("start", 0.0, "Guidance stays at least until this share of the run's steps.", optional=True),
+                io.Int.Input(
+                    "every",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="After so many steps one is guided and measured again, and guidance can come back; 0 is never.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, threshold: float) -> io.NodeOutput:
-        return io.NodeOutput(with_rule(model, Adaptive(threshold)))
+    def execute(cls, model: ModelPatcher, threshold: float, start: float = 0.0, every: int = 0) -> io.NodeOutput:
+        return io.NodeOutput(with_rule(model, Adaptive(threshold, start, every)))
 
 
 @names_itself
@@ -699,6 +712,50 @@ class KleinKitTCFG(io.ComfyNode):
         return io.NodeOutput(with_rule(model, TCFG()))
 
 
+@names_itself
+class KleinKitGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id=presets.NODE,
+            display_name=presets.TITLE,
+            description="Guidance for a purpose, in one node: a preset is a stack of this pack's guidance nodes with values to "
+            "start from. Shows which nodes and what they cost.",
+            search_aliases=["preset", "guidance preset", "easy", "faster", "sharper", "negative prompt"],
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=list(presets.PRESETS),
+                    default="off",
+                    tooltip="off: nothing. faster: guidance for three fifths of the passes, for base models. sharper: "
+                    "skip-layer guidance, half a pass more in the first half. negative_prompt: the negative prompt works on "
+                    "distilled models (NAG). high_cfg: a high cfg without burnt colours (renorm).",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, preset: str) -> io.NodeOutput:
+        for rule in presets.preset(preset):
+            check_fits(model, rule)
+            model = with_rule(model, rule)
+        return io.NodeOutput(model)
+
+
+def check_fits(model: ModelPatcher, rule: Rule) -> None:
+    """Check that a rule with values for FLUX.2 [klein] fits a model.
+
+    Raises:
+        ValueError: the model has no such layers, or an attention that is not known.
+    """
+    if isinstance(rule, NAG):
+        check_model(model.model)
+    if isinstance(rule, SkipLayer):
+        counts = block_counts(model.model)
+        for kind, layers in (("double", rule.double_layers), ("single", rule.single_layers)):
+            parse_layers(f"{kind}_layers", ", ".join(map(str, layers)), counts[f"{kind}_block"])
+
+
 NODES = [
     KleinKitCFG,
     KleinKitCFGZeroStar,
@@ -716,4 +773,5 @@ NODES = [
     KleinKitMAMBOG,
     KleinKitFDG,
     KleinKitTCFG,
+    KleinKitGuidance,
 ]

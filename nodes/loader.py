@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
 
+from ..checkpoint.families.family import Family
 from ..checkpoint.info import paragraph
-from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE
+from ..checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, Checkpoint
 from ..checkpoint.variant import AUTO, VARIANTS, Variant, variant_of
 from ..checks import names_itself, one_of
-from ..engine import loading, native
+from ..engine import gguf, loading, native
 from ..engine.conflicts import is_flow
 from ..engine.installed import fingerprint, klein_listed, listed, missing, partners
 from ..engine.sampling import with_hooks, with_rule
@@ -35,6 +37,23 @@ def guarded(model: ModelPatcher, found: Variant, ignore_cfg: bool) -> ModelPatch
     return with_hooks(model) if found.family.flow_map and is_flow(model) else model
 
 
+def load_text_encoder(encoder: Checkpoint, family: Family, trim: bool) -> CLIP:
+    """The CLIP of a text encoder, by what loads its file and its family."""
+    if encoder.gguf:
+        return gguf.load_text_encoder(encoder, family, trim)
+    return native.load_text_encoder(encoder, family, trim) if family.comfyui else loading.load_text_encoder(encoder, trim)
+
+
+def load_model(klein: Checkpoint, family: Family, weight_dtype: str) -> ModelPatcher:
+    """The MODEL of a Klein, by what loads its file and its family."""
+    model_options = dict(WEIGHT_DTYPES[weight_dtype])
+    if klein.gguf:
+        return gguf.load_model(klein)
+    if family.comfyui:
+        return native.load_model(klein, weight_dtype, model_options)
+    return loading.load_model(klein, model_options)
+
+
 @names_itself
 class KleinKitLoader(io.ComfyNode):
     @classmethod
@@ -54,6 +73,7 @@ class KleinKitLoader(io.ComfyNode):
                 "clip loader",
                 "checkpoint loader",
                 "diffusers loader",
+                "gguf loader",
             ],
             inputs=[
                 io.Combo.Input(
@@ -115,9 +135,9 @@ class KleinKitLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, diffusion_model: str | None = None) -> bool | str:
+    def validate_inputs(cls, diffusion_model: str | None = None, text_encoder: str | None = None) -> bool | str:
         # An input that is named here loses ComfyUI's own check of the list. One that comes through a link is not known yet.
-        return diffusion_model is None or missing(diffusion_model) or True
+        return missing(diffusion_model, text_encoder) or True
 
     @classmethod
     def fingerprint_inputs(
@@ -159,16 +179,12 @@ class KleinKitLoader(io.ComfyNode):
             trim=trim_text_encoder,
             ignore_cfg=ignore_cfg,
             chosen={role for role, name in ((TEXT_ENCODER, text_encoder), (VAE, vae)) if name == AUTO},
+            weight_dtype=weight_dtype,
         )
         logging.info("Klein Loader: %s", info)
-        model_options = dict(WEIGHT_DTYPES[weight_dtype])
-        if found.family.comfyui:
-            # ComfyUI may take the text encoder for another: then nothing else has been loaded.
-            clip = native.load_text_encoder(encoder, found.family, trim_text_encoder)
-            model = native.load_model(klein, weight_dtype, model_options)
-        else:
-            model = loading.load_model(klein, model_options)
-            clip = loading.load_text_encoder(encoder, trim_text_encoder)
+        # ComfyUI may take the text encoder for another: then nothing else has been loaded.
+        clip = load_text_encoder(encoder, found.family, trim_text_encoder)
+        model = load_model(klein, found.family, weight_dtype)
         model = guarded(model, found, ignore_cfg)
         return io.NodeOutput(model, clip, loading.load_vae(picture), found.steps, found.cfg, info)
 

@@ -18,6 +18,9 @@ from ..guidance.mambo_g import MamboG
 from ..guidance.momentum import Momentum
 from ..guidance.nag import NAG
 from ..guidance.plan import plan
+from ..guidance.presets import NODE as PRESET_NODE
+from ..guidance.presets import TITLE as PRESET_TITLE
+from ..guidance.presets import preset
 from ..guidance.renorm import Renorm
 from ..guidance.rule import UNCOND, Rule
 from ..guidance.seg import SEG
@@ -100,6 +103,21 @@ def layers_of(name: str, text: Any, count: int | None = None) -> tuple[int, ...]
         raise expected(name, "layers such as `9` or `7-9, 12`", text) from None
 
 
+def node_of(settings: Any) -> tuple[str, dict]:
+    """The id of a node in a list of settings, and its inputs.
+
+    Raises:
+        ValueError: not of that form, or no such node.
+    """
+    if not (isinstance(settings, dict) and settings.keys() <= {"node", "inputs"}):
+        raise expected("rules", "objects of `node` and `inputs`", settings)
+    node, inputs = settings.get("node"), settings.get("inputs", {})
+    one_of("node", (*RULES, PRESET_NODE), node)
+    if not isinstance(inputs, dict):
+        raise expected("inputs", "an object of settings", inputs)
+    return node, inputs
+
+
 def rule_of(settings: Any) -> Rule:
     """The rule that a guidance node adds to the model.
 
@@ -109,22 +127,35 @@ def rule_of(settings: Any) -> Rule:
     Raises:
         ValueError: not of that form, no such node or input, or a value that does not fit.
     """
-    if not (isinstance(settings, dict) and settings.keys() <= {"node", "inputs"}):
-        raise expected("rules", "objects of `node` and `inputs`", settings)
-    node, inputs = settings.get("node"), settings.get("inputs", {})
+    node, inputs = node_of(settings)
     one_of("node", RULES, node)
-    if not isinstance(inputs, dict):
-        raise expected("inputs", "an object of settings", inputs)
     kind = RULES[node]
     with in_node(kind.title):
         return FROM_INPUTS[kind](**inputs) if kind in FROM_INPUTS else _of_fields(kind, inputs)
+
+
+def rules_of(settings: Any) -> tuple[Rule, ...]:
+    """The rules that a node adds to the model: that of a guidance node, or those of a preset.
+
+    Args:
+        settings: as `rule_of` takes them.
+    Raises:
+        ValueError: as `rule_of`.
+    """
+    node, inputs = node_of(settings)
+    if node != PRESET_NODE:
+        return (rule_of(settings),)
+    with in_node(PRESET_TITLE):
+        for name in inputs:
+            one_of("input", ("preset",), name)
+        return preset(inputs.get("preset", "off"))
 
 
 def preview(settings: dict) -> dict:
     """What the guidance nodes of a model make of a run.
 
     Args:
-        settings: `rules`, the nodes in the order of the wiring as `rule_of` takes them; in front of them one `KleinKitCFG`
+        settings: `rules`, the nodes in the order of the wiring as `rules_of` takes them; in front of them one `KleinKitCFG`
             by its inputs (`schedule`, `schedule.start`, `unguided`, …); `distilled`, whether the loader's guard is on the
             model; `cfg` of the sampler; and `sigmas`, the settings of `sigmas.preview`. Those that are left out have their
             defaults, cfg 5.
@@ -132,7 +163,8 @@ def preview(settings: dict) -> dict:
         dict: `cfg` [n], the scale of each step; `passes` [n], how many run; `total`, their sum; `plain`, how many run
         without any of the rules; `ignored`, the highest cfg that counts as 1 because the model is distilled, else 0;
         `negative`, whether the negative prompt counts in a step; `decides`, the nodes that can end guidance during the
-        run, so that `total` is the most that runs.
+        run, so that `total` is the most that runs; `rules`, the nodes of the rules in the order in which they act, without a
+        Klein CFG that changes nothing.
     Raises:
         ValueError: no such setting, or a value that does not fit.
     """
@@ -151,7 +183,7 @@ def preview(settings: dict) -> dict:
     if not isinstance(listed, list) or len(listed) > MOST_RULES:
         raise expected("rules", f"a list of at most {MOST_RULES} nodes", listed)
     rules: tuple[Rule, ...] = ()
-    for rule in (_cfg(**first, **inputs), *map(rule_of, listed)):
+    for rule in (_cfg(**first, **inputs), *(rule for one in listed for rule in rules_of(one))):
         rules, _ = stack.add(rules, rule)
     guard = (Distilled(),) if distilled else ()
     sigmas = preview_sigmas(of_sigmas)["sigmas"]
@@ -167,7 +199,8 @@ def preview(settings: dict) -> dict:
         "plain": sum(len(step.passes) for step in plan(guard, sigmas, cfg)),
         "ignored": max((step.cfg for step in asked if step.cfg > 1.0), default=0.0) if distilled else 0.0,
         "negative": any(UNCOND in step.passes or any(rule.mix(step) for rule in rules) for step in steps),
-        "decides": [rule.node for rule in rules if guided and type(rule).observe is not Rule.observe],
+        "decides": [rule.node for rule in rules if guided and rule.decides],
+        "rules": [rule.node for rule in stack.ordered(rules) if rule != CFG()],
     }
 
 

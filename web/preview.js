@@ -12,6 +12,8 @@ const MOST_DOTS = 100
 const MOST_LABELS = 12
 // Nodes between a loader and a sampler that run no pass and change no cfg.
 const PASSING = /^(Lora|ModelSampling|TorchCompile|KleinKit(DynamicShift|Probe)$)/
+// The one that stands for others.
+const PRESET = "KleinKitGuidance"
 // The one that puts a guard on a distilled model.
 const LOADER = "KleinKitLoader"
 
@@ -117,8 +119,9 @@ function latentSize(node, name) {
 
 /** The values of the inputs of one of our nodes, as a prompt has them, and the names of those that are not known. */
 function inputsOf(node) {
-  const { required } = node.constructor.nodeData.input
-  const ours = (node.widgets ?? []).map(({ name }) => name).filter((name) => name.split(".")[0] in required)
+  const { required, optional } = node.constructor.nodeData.input
+  const inputs = { ...required, ...optional }
+  const ours = (node.widgets ?? []).map(({ name }) => name).filter((name) => name.split(".")[0] in inputs)
   const all = ours.map((name) => [name, known(node, name)])
   const values = Object.fromEntries(all.filter(([, value]) => value !== undefined))
   return { values, unknown: ours.filter((name) => !(name in values)) }
@@ -174,7 +177,8 @@ function guidanceSettings(node) {
   const { taker, chain } = wayOf(node)
   const own = inputsOf(node)
   const unknown = [...own.unknown]
-  const settings = { ...own.values, rules: [], distilled: false, sigmas: { ...ASSUMED } }
+  const isPreset = node.comfyClass === PRESET
+  const settings = { ...(isPreset ? {} : own.values), rules: [], distilled: false, sigmas: { ...ASSUMED } }
   const others = []
   let replaced = false
   for (const one of chain) {
@@ -186,9 +190,10 @@ function guidanceSettings(node) {
       if (!answer) unknown.push("model")
       settings.distilled = Boolean(answer?.distilled) && known(one, "distilled_cfg") !== "allow"
     } else if (one.comfyClass?.startsWith("KleinKit") && !PASSING.test(one.comfyClass)) {
-      // Of two of a kind the later counts.
-      if (one === node || (one.comfyClass === node.comfyClass && place < 0)) continue
-      replaced ||= one.comfyClass === node.comfyClass
+      // Of two of a kind the later counts; presets add up.
+      const same = one.comfyClass === node.comfyClass && !isPreset
+      if (same && place <= 0) continue
+      replaced ||= same
       const inputs = inputsOf(one)
       if (linked(one, "weak_model")) inputs.values.weak_model = true
       settings.rules.push({ node: one.comfyClass, inputs: inputs.values })
@@ -204,7 +209,7 @@ function guidanceSettings(node) {
   const made = sigmaSettings[maker?.comfyClass]?.(maker) ?? { settings: ofSteps.values, unknown: ofSteps.unknown }
   Object.assign(settings.sigmas, made.settings)
   unknown.push(...scale.unknown, ...made.unknown.filter((name) => name === "steps"))
-  return { settings: { ...settings, ...scale.values }, unknown, others, replaced: replaced && node.title }
+  return { settings: { ...settings, ...scale.values }, unknown, others, replaced: replaced && node.title, isPreset }
 }
 
 // What is drawn
@@ -268,10 +273,11 @@ function titleOf(kind) {
   return LiteGraph.registered_node_types[kind]?.title ?? kind
 }
 
-function guidanceFigure(answer, { settings, unknown, others, replaced }) {
-  const { cfg, passes, total, plain, ignored, negative, decides } = answer
+function guidanceFigure(answer, { settings, unknown, others, replaced, isPreset }) {
+  const { cfg, passes, total, plain, ignored, negative, decides, rules } = answer
   const steps = cfg.length
   const notes = [
+    isPreset && (rules.length ? say("does: {nodes}", { nodes: rules.map(titleOf).join(", ") }) : say("no guidance nodes")),
     ignored && negative && say("distilled model: cfg {cfg} counts as 1", { cfg: rounded(ignored) }),
     ignored && !negative && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
     decides.length && say("fewer once {nodes} decides", { nodes: decides.map(titleOf).join(", ") }),
@@ -369,6 +375,7 @@ const PREVIEWS = {
   KleinKitScheduler: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitScheduler, figure: sigmaFigure },
   KleinKitDynamicShift: { path: "/kleinkit/sigmas", settingsOf: sigmaSettings.KleinKitDynamicShift, figure: sigmaFigure },
   KleinKitCFG: { path: "/kleinkit/guidance", settingsOf: guidanceSettings, figure: guidanceFigure },
+  KleinKitGuidance: { path: "/kleinkit/guidance", settingsOf: guidanceSettings, figure: guidanceFigure },
   KleinKitLoader: {
     path: "/kleinkit/loader",
     settingsOf(node) {

@@ -73,6 +73,20 @@ def test_a_distilled_model_runs_one_pass_a_step(page, sampled):
     expect(figure(page, "8 steps: 16 of 16 passes.")).not_to_contain_text("not known")
 
 
+def test_a_preset_names_its_nodes_and_shows_its_plan(page):
+    loader, preset, sampler = add(page, "KleinKitLoader", "KleinKitGuidance", "KSampler")
+    connect(page, (loader, 0, preset, "model"), (preset, 0, sampler, "model"))
+    choose(page, loader, "diffusion_model", BASE)
+    enter(page, sampler, "steps", 10)
+    enter(page, sampler, "cfg", 4)
+    expect(figure(page, "10 steps: 20 of 20 passes.")).to_contain_text("no guidance nodes")
+    choose(page, preset, "preset", "high_cfg")
+    expect(figure(page, "10 steps: 20 of 20 passes.")).to_contain_text("does: Klein Renorm")
+    choose(page, preset, "preset", "faster")
+    # The first step is guided, and the sixth.
+    expect(figure(page, "10 steps: 12 of 20 passes, 40 % saved.")).to_contain_text("does: Klein CFG, Klein Adaptive Guidance")
+
+
 def test_every_rule_between_loader_and_sampler_counts(page, sampled):
     loader, cfg, sampler = sampled
     choose(page, loader, "diffusion_model", BASE)

@@ -326,9 +326,7 @@ class TestGuidance:
         run(model, sigmas(model))
         model = with_nodes(run_node, hooked(), ("KleinKitSlerpCFG", {}))
         run(model, sigmas(model), cfg=3.0)
-        model = with_nodes(
-            run_node, guarded(), ("KleinKitMomentum", {"start": 0.0, "end": 1.0, "alpha": 0.1, "beta": 0.6})
-        )
+        model = with_nodes(run_node, guarded(), ("KleinKitMomentum", {"start": 0.0, "end": 1.0, "alpha": 0.1, "beta": 0.6}))
         run(model, sigmas(model))
         skip, cfg, momentum = said()
         assert EXPERIMENT.format("Klein Skip-Layer Guidance") in skip and EXPERIMENT.format("cfg 3") in cfg

@@ -40,8 +40,8 @@ PAIRED = {
     "KleinKitMomentum",
     "KleinKitSEG",
 }
-# The first two join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough. SEG adds
-# as skip-layer does: pairs with the other passes, with another attention and with what comes after it are.
+# The first two join predictions where Slerp CFG does and keep nothing: pairs with what changes a prediction are enough.
+# SEG adds as skip-layer does: pairs with the other passes, with another attention and with what comes after it are.
 CHANGE = {"KleinKitCFGZeroStar", "KleinKitTCFG", "KleinKitSkipLayerGuidance"}
 ONLY_WITH = {
     "KleinKitMAMBOG": CHANGE,

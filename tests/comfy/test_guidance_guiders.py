@@ -191,3 +191,17 @@ def test_base_uncond_beside_a_guider_of_two_models(klein, other, run_node, guide
     assert torch.equal(both, run(guiders["DualModelGuider"](klein, 4.0))[0])
     [sentence] = warnings(caplog)
     assert "Klein Base Uncond has no effect: the sampler's guider runs the negative on a model of its own" in sentence
+
+
+@pytest.mark.parametrize("name, said", [("CFGGuider", None), ("BasicGuider", ""), ("PerpNegGuider", "reused")])
+def test_guidance_is_reused_where_the_guider_joins_the_predictions_as_comfyui_s(klein, run_node, guiders, caplog, name, said):
+    node = "KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.5}, unguided="reuse")
+    ours, rows = run(guiders[name](with_nodes(run_node, klein, node), 4.0), klein)
+    plain, all_rows = run(guiders[name](klein, 4.0), klein)
+    sentences = warnings(caplog)
+    if said is None:
+        assert rows == all_rows - STEPS // 2 and sentences == []
+    else:
+        # Guided in every step, or in none, as without the node: never half.
+        assert torch.equal(ours, plain) and rows == all_rows
+        assert any(said in sentence for sentence in sentences) or not said

@@ -27,6 +27,7 @@ NODES = {
     "KleinKitMAMBOG": dict(alpha=2.0),
     "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
     "KleinKitTCFG": {},
+    "KleinKitGuidance": dict(preset="faster"),
     "KleinKitDynamicShift": {"shift": {"shift": "flux2"}},
 }
 
@@ -57,6 +58,21 @@ def split(models, comfy):
 
 def test_every_guidance_node_is_here(pack):
     assert NODES.keys() - {"none", "KleinKitDynamicShift"} == {node.__name__ for node in pack("nodes.guidance").NODES}
+
+
+@pytest.mark.parametrize("unguided", ("reuse", "extrapolate"))
+def test_guidance_is_reused_on_two_devices_as_on_one(split, run_node, unguided):
+    one, both, rows = split
+    if is_older("0.24", both):
+        return
+    schedule = {"schedule": "skip", "mode": "alternate", "guided_ratio": 0.7}
+    positive, negative = (conditioning(embeddings(192, seed)[:, :32]) for seed in (1, 2))
+    results = [
+        comfy_run(with_nodes(run_node, model, ("KleinKitCFG", dict(schedule=schedule, unguided=unguided))), SIGMAS,
+                  latent_noise(32, 48), positive, negative, 3.0)
+        for model in (one, both)
+    ]  # fmt: skip
+    assert (results[0] - results[1]).abs().max() <= 1e-5 * results[0].abs().max()
 
 
 @pytest.mark.parametrize("name", NODES)

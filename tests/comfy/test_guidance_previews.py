@@ -13,7 +13,8 @@ TYPED = {
     "KleinKitImageCFG": {"image_scale": 2.0},
     "KleinKitAutoGuidance": {"scale": 3.0, "double_layers": "1-3", "single_layers": "7, 9", "prompt": "both", "end": 0.5},
     "KleinKitMomentum": {"alpha": 1.5, "beta": 0.2, "start": 0.1, "end": 0.5},
-    "KleinKitAdaptiveGuidance": {"threshold": 0.5},
+    "KleinKitAdaptiveGuidance": {"threshold": 0.5, "start": 0.2, "every": 3},
+    "KleinKitGuidance": {"preset": "high_cfg"},
     "KleinKitNAG": {"scale": 3.0, "tau": 2.0, "alpha": 0.5, "start": 0.1, "end": 0.9},
     "KleinKitAPG": {"eta": 0.5, "norm_threshold": 9.0, "momentum": 0.1, "space": "velocity", "start": 0.2, "scale": 7.0},
     "KleinKitMAMBOG": {"alpha": 3.0},
@@ -34,13 +35,14 @@ def guidance_nodes(comfy):
 
 
 def test_previews_know_every_guidance_node_by_its_title(pack, guidance_nodes):
-    titles = {name: schema.display_name for name, schema in guidance_nodes.items()}
-    assert {name: rule.title for name, rule in pack("previews.guidance").RULES.items()} == titles
+    titles, presets = {name: schema.display_name for name, schema in guidance_nodes.items()}, pack("guidance.presets")
+    known = {name: rule.title for name, rule in pack("previews.guidance").RULES.items()}
+    assert known | {presets.NODE: presets.TITLE} == titles
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["defaults", "typed"])
 def test_a_preview_makes_the_rule_that_the_node_adds(pack, run_node, klein, guidance_nodes, typed):
-    rule_of, key = pack("previews.guidance").rule_of, pack("engine.sampling").RULES
+    rules_of, key = pack("previews.guidance").rules_of, pack("engine.sampling").RULES
     for name, schema in guidance_nodes.items():
         inputs = {one.id: one.default for one in schema.inputs if getattr(one, "default", None) is not None}
         if name == "KleinKitCFG":
@@ -52,4 +54,4 @@ def test_a_preview_makes_the_rule_that_the_node_adds(pack, run_node, klein, guid
             plain["schedule"] = {"schedule": plain["schedule"]} | of_choice
         others = {"base_model": random_klein(1, double_blocks=5, single_blocks=20)} if name == "KleinKitBaseUncond" else {}
         guided = run_node(name, model=klein, **plain, **others)[0]
-        assert guided.model_options[key][-1] == rule_of({"node": name, "inputs": inputs}), name
+        assert guided.model_options.get(key, ()) == rules_of({"node": name, "inputs": inputs}), name

@@ -287,8 +287,3 @@ def test_damaged_layer_counts_when_it_is_not_trimmed(refused, installed):
     write(installed / "text_encoders/cut.safetensors", tensors)
     sentence = refused(text_encoder="cut.safetensors", trim_text_encoder=False)
     assert "cut.safetensors is damaged: it has no model.layers.30.mlp.up_proj.weight" in sentence
-
-
-def test_gguf_says_which_node_to_use(comfy):
-    answer = comfy.NODE_CLASS_MAPPINGS["KleinKitLoader"].validate_inputs("flux-2-klein-4b-Q4_K_M.gguf")
-    assert "'flux-2-klein-4b-Q4_K_M.gguf' is a GGUF file" in answer and "Unet Loader (GGUF) of ComfyUI-GGUF" in answer

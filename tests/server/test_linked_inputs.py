@@ -34,6 +34,7 @@ WITH_WIDGETS = (
     "KleinKitAPG",
     "KleinKitMAMBOG",
     "KleinKitFDG",
+    "KleinKitGuidance",
     "KleinKitSweep",
     "KleinKitContactSheet",
 )

@@ -32,6 +32,7 @@ RULES = {
     "KleinKitAutoGuidance": {"scale": 1.5, "double_layers": "1", "single_layers": "", "prompt": "both", "weak_model": True},
     "KleinKitMomentum": {"alpha": 0.5, "beta": 0.6, "start": 0.0, "end": 0.5},
     "KleinKitAdaptiveGuidance": {"threshold": 0.9},
+    "KleinKitGuidance": {"preset": "sharper"},
     "KleinKitNAG": {"scale": 4.0, "tau": 2.0, "alpha": 0.5, "start": 0.0, "end": 0.5},
     "KleinKitAPG": {"eta": 0.5, "norm_threshold": 10.0, "momentum": -0.25, "space": "velocity", "start": 0.5, "scale": 8.0},
     "KleinKitMAMBOG": {"alpha": 6.0},

@@ -23,6 +23,7 @@ RULES = (
     ("KleinKitSEG", dict(scale=2.0, double_layers="0", single_layers="1", start=0.0, end=1.0, blur_sigma=1.0)),
     ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0)),
     PROBE,
+    ("KleinKitGuidance", dict(preset="negative_prompt")),
 )
 # They exclude each other.
 COMBINATIONS = (

@@ -136,6 +136,56 @@ def test_zero_init_steps_count_from_the_run_s_first():
     assert [step.zero for step in plan((CFGZeroStar(zero_init_steps=2),), sigmas(4), 4.0)] == [True, True, False, False]
 
 
+def passes_of(*rules, steps=10, cfg=4.0):
+    return [step.passes for step in plan(rules, sigmas(steps), cfg)]
+
+
+BOTH, ONE = ("cond", "uncond"), ("cond",)
+
+
+@pytest.mark.parametrize("unguided", ("reuse", "extrapolate"))
+class TestReuse:
+    @pytest.mark.parametrize("mode", SKIP_MODES)
+    def test_off_the_schedule_one_pass_runs_at_the_schedule_s_cfg(self, mode, unguided):
+        guided_too = {0, *guided(Skip(mode, 0.4), 10)}
+        steps = plan((CFG(Skip(mode, 0.4), unguided),), sigmas(10), 4.0)
+        assert [step.passes for step in steps] == [BOTH if i in guided_too else ONE for i in range(10)]
+        assert [step.reuse for step in steps] == [i not in guided_too for i in range(10)]
+        assert all(step.guided and step.cfg == 4.0 and step.negatives == ("uncond",) for step in steps)
+
+    def test_zero_init_leaves_nothing_to_reuse(self, unguided):
+        rules = CFG(Skip("late", 0.0), unguided), CFGZeroStar(zero_init_steps=2)
+        assert passes_of(*rules) == [(), (), BOTH, *[ONE] * 7]
+
+    def test_every_pass_of_the_negative_s_prompt_is_reused_and_no_other(self, unguided):
+        rules = CFG(Interval(0.0, 0.2), unguided), ImageCFG(2.0)
+        assert passes_of(*rules)[:3] == [("cond", "uncond", "image")] * 2 + [ONE]
+        rules = CFG(Interval(0.0, 0.2), unguided), SkipLayer(end=1.0)
+        assert passes_of(*rules)[1:3] == [("cond", "uncond", "skip"), ("cond", "skip")]
+
+    def test_where_nothing_is_to_be_guided_nothing_is_reused(self, unguided):
+        for rules, cfg in (((), 1.0), ((Distilled(),), 5.0)):
+            steps = plan((CFG(Interval(0.0, 0.5), unguided), *rules), sigmas(4), cfg)
+            assert [step.passes for step in steps] == [ONE] * 4 and not any(step.reuse for step in steps)
+        assert passes_of(CFG(Interval(0.0, 0.5), unguided), cfg=0.0) == [("uncond",)] * 10
+
+    def test_adaptive_reuses_once_it_has_decided(self, unguided):
+        rules, observed = (CFG(unguided=unguided), Adaptive(0.9)), {Adaptive.node: 1.0}
+        assert plan_step(rules, 3, 8, 0.5, 4.0, observed).passes == BOTH
+        step = plan_step(rules, 3, 8, 0.5, 4.0, observed, known={"uncond"})
+        assert step.passes == ONE and step.reuse and step.cfg == 4.0
+
+
+@given(steps=st.integers(1, 60), start=HUNDREDTHS, every=st.integers(0, 9))
+def test_adaptive_begins_where_it_is_told_and_measures_anew(steps, start, every):
+    first = -(-start * steps // 100)
+    rules = (Adaptive(0.9, start / 100, every),)
+    for i in range(steps):
+        guided_anyway = i < first or (every and (i - first) % (every + 1) == 0)
+        passes = plan_step(rules, i, steps, 0.5, 4.0, {Adaptive.node: 1.0}).passes
+        assert passes == (BOTH if guided_anyway else ONE)
+
+
 def test_adaptive_decides_from_what_was_observed():
     rules = (Adaptive(0.9),)
     for observed, passes in (

@@ -1,0 +1,312 @@
+"""Settings compared with one of them over the same prompts and noise: `python tasks.py nano --study --table NAME`.
+
+The pictures of each row are kept in `.nano/rows`, a file for every block of prompts, so a run that was stopped goes on there.
+The results are kept in `nano/results`. A new row runs alone where the pictures of the row that it is compared with are there.
+"""
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from tqdm import tqdm
+
+from ..guidance.rule import UNGUIDED
+from . import metrics, world
+from .in_comfyui import sampled
+from .prompts import encode
+from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SEED, BLOCK, AT_ONCE = 0, 64, 4
+RESAMPLES = 999
+# Of a normal distribution, 95% lie within so many standard errors.
+NORMAL = 1.96
+STRONG = 8
+SECOND = {"double_layers": "", "single_layers": "2", "start": 0.0}
+# What “as good” means: at most so many points fewer right, and so many times the distance to true pictures.
+POINTS, RATIO = 1.0, 1.02
+
+Node = tuple[str, dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """The nodes between the loader and the sampler, and the sampler's cfg."""
+
+    nodes: tuple[Node, ...] = ()
+    cfg: float = 4
+
+
+class Table(NamedTuple):
+    """Rows on one model; the first is that with which the others are compared."""
+
+    role: str
+    steps: int
+    rows: dict[str, Row]
+
+
+def klein_cfg(unguided: str, schedule: str = "constant", **inputs: Any) -> Node:
+    return "KleinKitCFG", {"schedule": {"schedule": schedule, **inputs}, "unguided": unguided}
+
+
+def skip(mode: str, ratio: float, unguided: str, cfg: float = 4) -> Row:
+    return Row((klein_cfg(unguided, "skip", mode=mode, guided_ratio=ratio),), cfg)
+
+
+def adaptive(unguided: str, threshold: float, cfg: float = 4, every: int = 0, **schedule: Any) -> Row:
+    ends = "KleinKitAdaptiveGuidance", {"threshold": threshold, "every": every}
+    return Row((klein_cfg(unguided, **schedule), ends), cfg)
+
+
+def rule(node: str, **inputs: Any) -> Row:
+    return Row(((node, inputs),), STRONG)
+
+
+def apg(space: str) -> Row:
+    # The limit of the paper for a latent of nano's size.
+    return rule("KleinKitAPG", eta=0.0, norm_threshold=5.0, momentum=-0.5, space=space, start=0.0, scale=0.0)
+
+
+TABLES = {
+    "reuse": Table(
+        "base",
+        20,
+        {
+            "every step": Row(),
+            "every 4, reuse, cfg 4 to 1": adaptive("reuse", -1.0, every=4, schedule="curve", scales="4, 1"),
+            "every 4, reuse, diminishing 0.3": adaptive("reuse", -1.0, every=4, schedule="diminishing", cutoff=0.3),
+            "every step, cfg 4 to 1": Row((klein_cfg("conditional", "curve", scales="4, 1"),)),
+            "every 4, reuse": adaptive("reuse", -1.0, every=4),
+            "every 4, extrapolate": adaptive("extrapolate", -1.0, every=4),
+            "middle 0.2, reuse, cfg 2.5": skip("middle", 0.2, "reuse", 2.5),
+            **{
+                f"middle 0.2, {unguided}": skip("middle", 0.2, unguided) for unguided in UNGUIDED if unguided != "unconditional"
+            },
+            **{f"late 0.2, {unguided}": skip("late", 0.2, unguided) for unguided in UNGUIDED if unguided != "unconditional"},
+            "alternate 0.15, reuse": skip("alternate", 0.15, "reuse"),
+            "alternate 0.2, extrapolate": skip("alternate", 0.2, "extrapolate"),
+            "alternate 0.2, conditional, cfg 10": skip("alternate", 0.2, "conditional", 10),
+        },
+    ),
+    # At a cfg that is too high for plain CFG.
+    "guiders": Table(
+        "base",
+        20,
+        {
+            "CFG": Row(cfg=STRONG),
+            "CFG-Zero*": rule("KleinKitCFGZeroStar", optimized_scale=True, zero_init_steps=0),
+            "TCFG": rule("KleinKitTCFG"),
+            **{f"APG, {space}": apg(space) for space in ("denoised", "velocity")},
+            "MAMBO-G": rule("KleinKitMAMBOG", alpha=8.0),
+            "FDG": rule("KleinKitFDG", shares="1, 0.44"),
+            "slerp": rule("KleinKitSlerpCFG"),
+            "slerp, cap 20": rule("KleinKitSlerpCFG", cap=20.0),
+            "renorm, global": rule("KleinKitRenorm", mode="global", strength=1.0, shrink_only=True),
+            "skip-layer, single 2": rule("KleinKitSkipLayerGuidance", scale=3.0, **SECOND, end=0.5, mode="block", rescale=0.0),
+            "PAG, single 2": rule("KleinKitSkipLayerGuidance", scale=3.0, **SECOND, end=0.5, mode="attention", rescale=0.0),
+            "SEG, single 2": rule("KleinKitSEG", scale=3.0, **SECOND, end=0.5, blur_sigma=10000.0),
+            "AutoGuidance, single 2": rule("KleinKitAutoGuidance", scale=2.0, **SECOND, prompt="positive", end=1.0),
+            "Momentum Guidance": rule("KleinKitMomentum", alpha=0.5, beta=0.6, start=0.0, end=1.0),
+        },
+    ),
+}
+
+
+def scenes_of(count):
+    """Held-out scenes [count, 5] in one order for all tables, and again from the first when there are no more."""
+    unknown = world.scenes()[1]
+    order = np.random.RandomState(SEED).permutation(len(unknown))
+    return unknown[order[np.arange(count) % len(unknown)]]
+
+
+def random_of(seed, block):
+    """Noise and true pictures of a block of prompts, from a generator of their own."""
+    return np.random.RandomState([SEED, seed, block])
+
+
+def noise_of(seed, block, count):
+    made = random_of(seed, block).standard_normal((count, CHANNELS, TOKENS, TOKENS))
+    return torch.from_numpy(made.astype(np.float32))
+
+
+def true_of(seed, block, scenes):
+    return metrics.from_signed(world.draw(scenes, random_of(seed, block)))
+
+
+class Runner:
+    """Draws the rows of a table, in the real ComfyUI.
+
+    Args:
+        model: without nodes.
+        text_encoder: path of the nano text encoder.
+    """
+
+    def __init__(self, table, model, text_encoder, prompts, seeds):
+        self.table, self.model, self.text_encoder = table, model, text_encoder
+        self.scenes, self.seeds, self.texts = scenes_of(prompts), seeds, {}
+        self.blocks = range(0, prompts, BLOCK)
+
+    def file(self, row, seed, start):
+        table = self.table
+        nodes, cfg = table.rows[row]
+        what = json.dumps([table.role, table.steps, cfg, nodes, len(self.scenes[start : start + BLOCK])])
+        return STATE / "rows" / hashlib.sha1(what.encode()).hexdigest()[:16] / f"{seed}-{start}.npz"
+
+    def missing(self, row):
+        return [
+            (seed, start) for seed in range(self.seeds) for start in self.blocks if not self.file(row, seed, start).exists()
+        ]
+
+    def text(self, start):
+        if start not in self.texts:
+            sentences = [*map(world.prompt, self.scenes[start : start + BLOCK]), ""]
+            *texts, empty = torch.cat(list(encode(self.text_encoder, sentences)))
+            self.texts[start] = torch.stack(texts), empty
+        return self.texts[start]
+
+    def draw(self, row, progress):
+        """Draw what is missing of a row."""
+        nodes, model = importlib.import_module("..nodes.guidance", __package__), self.model
+        for node, inputs in self.table.rows[row].nodes:
+            model = getattr(nodes, node).execute(model, **inputs)[0]
+        for seed, start in self.missing(row):
+            texts, empty = self.text(start)
+            noise, cfg = noise_of(seed, start, len(texts)), self.table.rows[row].cfg
+            latents, passes = sampled(model, noise, texts, empty, sigmas_of(self.table.steps), cfg, AT_ONCE)
+            progress.update(len(texts))
+            path = self.file(row, seed, start)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cells = metrics.from_signed(pictures(latents.flatten(2).transpose(1, 2)))
+            np.savez(path.with_suffix(".tmp.npz"), cells=cells.astype(np.float16), passes=passes)
+            path.with_suffix(".tmp.npz").replace(path)
+
+    def drawn(self, row):
+        """`(cells [seeds, prompts, 16, 16, 3], passes a picture)` of a row."""
+        found = [[np.load(self.file(row, seed, start)) for start in self.blocks] for seed in range(self.seeds)]
+        cells = np.stack([np.concatenate([one["cells"] for one in blocks]) for blocks in found]).astype(np.float64)
+        passes = sum(float(one["passes"]) for blocks in found for one in blocks)
+        return cells, passes / (len(self.scenes) * self.seeds)
+
+    def true(self):
+        """True pictures of the same prompts, as `drawn`."""
+        return np.stack(
+            [
+                np.concatenate([true_of(seed, start, self.scenes[start : start + BLOCK]) for start in self.blocks])
+                for seed in range(self.seeds)
+            ]
+        )
+
+
+def interval_of(statistic, scenes):
+    """A statistic of pictures with its 95% interval, by bootstrap over the prompts: all pictures of one stay together.
+
+    The interval lies around the value itself, as wide as the bootstrap's standard error says: a distance between sets grows
+    with the doubles that a resample has, so its percentiles lie beside it.
+
+    Args:
+        statistic: `(indices of prompts) → float`.
+        scenes: [N, 5], of each index.
+    Returns:
+        `[value, low, high]`.
+    """
+    _, of = np.unique(scenes, axis=0, return_inverse=True)
+    of = of.ravel()
+    groups = [np.flatnonzero(of == group) for group in range(of.max() + 1)]
+    error = bootstrap(
+        (np.arange(len(groups)),),
+        lambda chosen: statistic(np.concatenate([groups[i] for i in chosen])),
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).standard_error
+    value = float(statistic(np.arange(len(scenes))))
+    return [value, value - NORMAL * float(error), value + NORMAL * float(error)]
+
+
+def compare(cells, against, true, scenes):
+    """What a row's pictures are beside another's.
+
+    Args:
+        cells, against, true: [seeds, prompts, 16, 16, 3].
+        scenes: [prompts, 5].
+    Returns:
+        `right` and `distance` of the row, and with intervals `points`, right more than the other's in percent, and `ratio`,
+        its distance over the other's; `[value, low, high]`.
+    """
+    seeds = len(cells)
+    rights = [np.stack([metrics.right(one, scenes).mean(1) for one in both]).mean(0) for both in (cells, against)]  # [prompts]
+    # [directions, seeds, prompts]: sorted along the last axis in one go.
+    projected = [
+        np.ascontiguousarray(metrics.projections(one.reshape(-1, *one.shape[2:])).T, np.float32).reshape(-1, seeds, len(scenes))
+        for one in (cells, against, true)
+    ]
+
+    def ratio(chosen):
+        ours, theirs, real = (np.sort(one[:, :, chosen].reshape(len(one), -1), axis=1) for one in projected)
+        return metrics.apart(ours, real) / metrics.apart(theirs, real)
+
+    ours, real = (np.sort(one.reshape(len(one), -1), axis=1) for one in (projected[0], projected[2]))
+    return {
+        "right": float(rights[0].mean()),
+        "distance": metrics.apart(ours, real),
+        "points": interval_of(lambda chosen: 100 * float((rights[0] - rights[1])[chosen].mean()), scenes),
+        "ratio": interval_of(ratio, scenes),
+    }
+
+
+def verdict(found):
+    """Whether a row is as good as the one that it is compared with: `yes` and `no` where the intervals say so."""
+    points, ratio = found["points"], found["ratio"]
+    if points[1] >= -POINTS and ratio[2] <= RATIO:
+        return "yes"
+    return "no" if points[2] < -POINTS or ratio[1] > RATIO else "open"
+
+
+def results_of(name):
+    """What is known of a table: `{"prompts × seeds": {row: result}}`."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def run(name, model_of, text_encoder, prompts, seeds, rows=()):
+    """Draw and compare rows of a table; each result is written at once.
+
+    Args:
+        name: of `TABLES`.
+        model_of: `(role) → model`.
+        rows: names of rows; all when there are none.
+    Returns:
+        `{row: result}` of these prompts and seeds.
+    """
+    table, results = TABLES[name], results_of(name)
+    against, wanted = next(iter(table.rows)), tuple(rows or table.rows)
+    runner = Runner(table, model_of(table.role), text_encoder, prompts, seeds)
+    known = results.setdefault(f"{prompts} × {seeds}", {})
+    rows = [row for row in dict.fromkeys((against, *wanted)) if row not in known or row == against]
+    todo = sum(len(runner.scenes[start : start + BLOCK]) for row in rows for _, start in runner.missing(row))
+    with tqdm(total=todo, unit="picture") as progress:
+        for row in rows:
+            runner.draw(row, progress)
+            cells, passes = runner.drawn(row)
+            found = compare(cells, runner.drawn(against)[0], runner.true(), runner.scenes)
+            known[row] = found | {"passes": passes, "nodes": table.rows[row].nodes, "cfg": table.rows[row].cfg}
+            write(name, f"{prompts} × {seeds}", known)
+            progress.write(
+                f"{row}: {100 * found['right']:.1f}% right ({found['points'][0]:+.2f} points, {found['points'][1]:+.2f} to "
+                f"{found['points'][2]:+.2f}), distance × {found['ratio'][0]:.3f} ({found['ratio'][1]:.3f} to "
+                f"{found['ratio'][2]:.3f}), {passes:.4g} passes: {verdict(found)}"
+            )
+    return known
+
+
+def write(name, size, known):
+    """Write the rows of one size; what another process has written meanwhile stays."""
+    RESULTS.mkdir(exist_ok=True)
+    results = results_of(name)
+    results[size] = {**results.get(size, {}), **known}
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,85 @@
+"""Rows of nano's study that are compared over the same prompts: their intervals, and what these say."""
+
+import numpy as np
+import pytest
+from kleinkit.nano import metrics, paired, world
+
+PROMPTS, SEEDS = 64, 2
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return paired.scenes_of(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def drawn(scenes):
+    return pictures(scenes, 0)
+
+
+@pytest.fixture(scope="module")
+def true(scenes):
+    return pictures(scenes, SEEDS)
+
+
+def pictures(scenes, first):
+    return np.stack([paired.true_of(first + seed, 0, scenes) for seed in range(SEEDS)])
+
+
+def test_a_row_beside_itself_is_as_good(drawn, true, scenes):
+    found = paired.compare(drawn, drawn, true, scenes)
+    assert found["points"] == [0.0, 0.0, 0.0] and found["ratio"] == pytest.approx([1.0, 1.0, 1.0])
+    assert found["right"] >= 0.99
+    assert found["distance"] == pytest.approx(metrics.distance(*map(np.concatenate, (drawn, true))))
+    assert paired.verdict(found) == "yes"
+
+
+def test_a_row_that_draws_other_shapes_is_not(drawn, true, scenes):
+    other = scenes.copy()
+    shape = list(world.ATTRIBUTES).index("shape")
+    other[: PROMPTS // 2, shape] = (other[: PROMPTS // 2, shape] + 1) % len(world.SHAPES)
+    found = paired.compare(pictures(other, 2 * SEEDS), drawn, true, scenes)
+    # A quarter of the attributes of half of the prompts.
+    assert found["points"][0] == pytest.approx(-12.5, abs=1) and found["points"][2] < -paired.POINTS
+    assert paired.verdict(found) == "no"
+
+
+def test_the_interval_is_that_of_a_mean(scenes):
+    values = np.random.RandomState(1).standard_normal(PROMPTS)
+    value, low, high = paired.interval_of(lambda chosen: float(values[chosen].mean()), scenes)
+    assert value == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * paired.NORMAL * values.std() / PROMPTS**0.5, rel=0.1)
+
+
+def test_pictures_of_one_prompt_do_not_count_as_several(scenes):
+    values = np.random.RandomState(1).standard_normal(PROMPTS)
+    many = np.tile(values, 2)
+    once = paired.interval_of(lambda chosen: float(values[chosen].mean()), scenes)
+    twice = paired.interval_of(lambda chosen: float(many[chosen].mean()), np.tile(scenes, (2, 1)))
+    assert twice == pytest.approx(once)
+
+
+@pytest.mark.parametrize(
+    "points, ratio, says",
+    [
+        ([0.0, -0.9, 0.9], [1.0, 0.99, 1.01], "yes"),
+        ([0.0, -1.1, 1.1], [1.0, 0.99, 1.01], "open"),
+        ([0.0, -0.9, 0.9], [1.0, 0.97, 1.03], "open"),
+        ([-2.0, -2.5, -1.5], [1.0, 0.99, 1.01], "no"),
+        ([0.0, -0.9, 0.9], [1.1, 1.05, 1.15], "no"),
+    ],
+)
+def test_a_verdict_needs_its_interval(points, ratio, says):
+    assert paired.verdict({"points": points, "ratio": ratio}) == says
+
+
+def test_more_prompts_begin_with_the_same_ones():
+    few, many = paired.scenes_of(40), paired.scenes_of(700)
+    assert (many[:40] == few).all()
+    held_out = {tuple(scene) for scene in world.scenes()[1]}
+    assert {tuple(scene) for scene in many} == held_out
+
+
+def test_every_table_s_rows_differ():
+    for table in paired.TABLES.values():
+        assert len({repr(row) for row in table.rows.values()}) == len(table.rows)
