@@ -37,6 +37,7 @@ def test_every_node_can_be_added(page, server):
         "KleinKitAutoGuidance",
         "KleinKitCFG",
         "KleinKitDynamicShift",
+        "KleinKitGuidance",
         "KleinKitLoader",
         "KleinKitProbe",
         "KleinKitSEG",
