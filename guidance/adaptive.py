@@ -48,10 +48,7 @@ class Adaptive(Rule):
         memory["reached"] = reached if decided is None else reached | decided
         if decided is None or len(decided) == 1:
             return v
-        rows = decided.reshape(-1, *[1] * (v.cond.ndim - 1))
-        if step.unguided_cfg == 0.0:
-            return replace(v, cond=torch.where(rows, v.uncond, v.cond))
-        return replace(v, uncond=torch.where(rows, v.cond, v.uncond))
+        return replace(v, unguided=decided)
 
     def observe(self, velocities: ScaledVelocities, memory: dict[str, Any]) -> torch.Tensor | None:
         if velocities.uncond is None:
