@@ -37,7 +37,8 @@ def with_other(model: ModelPatcher, other: ModelPatcher, key: str) -> ModelPatch
     Returns:
         `model`.
     Raises:
-        ValueError: another architecture, a flow map with a model that is none, or the same weights under other patches.
+        ValueError: another architecture, a flow map with a model that is none, or weights that are in use, under other
+            patches.
     """
     name, _ = INPUTS[key]
     never_mixed(model, other, name)
@@ -48,10 +49,33 @@ def with_other(model: ModelPatcher, other: ModelPatcher, key: str) -> ModelPatch
     if other.is_clone(model):
         got = "got the weights of `model` again: put its file into a second loader"
         raise ValueError(sentence(name, "loaded from a file of its own", got))
+    for third_key, (third_name, _) in INPUTS.items():
+        if third_key == key:
+            continue
+        for third in model.get_additional_models_with_key(third_key):
+            # ComfyUI loads one set of weights under the patches of one of them.
+            if other.is_clone(third) and other.patches_uuid != third.patches_uuid:
+                got = f"got the weights of `{third_name}` with another LoRA: put its file into a second loader"
+                raise ValueError(sentence(name, "loaded from a file of its own", got))
     if not model.get_additional_models_with_key(key):
         model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, lambda patcher: other_of(patcher, key).pre_run())
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, lambda patcher: other_of(patcher, key).cleanup())
     model.set_additional_models(key, [other])
+    return model
+
+
+def without_other(model: ModelPatcher, key: str) -> ModelPatcher:
+    """A model without the one that `with_other` gave it, so that it is not loaded any more.
+
+    Args:
+        model: a clone that is ours to change.
+        key: of `INPUTS`.
+    Returns:
+        `model`.
+    """
+    model.remove_additional_models(key)
+    for kind in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
+        model.remove_callbacks_with_key(kind, key)
     return model
 
 

@@ -12,6 +12,7 @@ from comfy.samplers import CFGGuider
 
 from ..checkpoint.families import FLUX2_KLEIN, FLUX3_KLEIN
 from ..guidance.image import IMAGE, has_references
+from ..guidance.momentum import Momentum
 from ..guidance.plan import plan
 from ..guidance.rule import (
     ADAPTIVE,
@@ -66,7 +67,8 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
     """What is known before a run begins."""
     title, family = {rule.order: rule.title for rule in rules}, family_of_model(guider.model_patcher.model)
     hooks = model_options["sampler_post_cfg_function"]
-    steps, with_nag = plan(rules, sigmas, scale_of(guider)), family is FLUX2_KLEIN and ATTENTION not in title
+    steps, has_negative = plan(rules, sigmas, scale_of(guider)), "negative" in guider.conds
+    with_nag = family is FLUX2_KLEIN and ATTENTION not in title and has_negative
     if rules and not is_flow(guider.model_patcher):
         yield (
             "A node behind KleinKit's, such as ModelSamplingDiscrete, makes the model sample in a way that FLUX.2 was not "
@@ -84,7 +86,7 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
             )
     if is_plain(guider) and (idle := without_negative(rules, steps, len(hooks) > 1)):
         distilled = DISTILLED in title or is_flow_map(guider.model_patcher.model)
-        where = "on this distilled model" if distilled else "at cfg 1"
+        where = "on this distilled model" if distilled else "at cfg 1" if has_negative else "with this guider, which has none"
         offer = " Klein NAG is what makes a negative prompt work there." if with_nag else ""
         yield f"No negative runs {where}, so nothing comes of {titles(idle)}.{offer}"
     theirs = model_options.get("sampler_cfg_function")
@@ -188,6 +190,8 @@ def after_step(run: Run, guider: CFGGuider) -> None:
         else:
             run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
     for rule in run.rules:
+        if isinstance(rule, Momentum) and rule.alpha and run.used is None and ran[COND] and not is_plain(guider):
+            run.warn(f"{rule.title} has no effect in step {step.index + 1}, because {kind} calls no hook in it.", rule.node)
         if rule.node in run.asked - run.acted and ran[COND] and not run.served(COND):
             run.warn(f"{rule.title} had nothing to mix in step {step.index + 1}, so it has no effect there.", rule.node)
     as_planned = run.used is None or math.isclose(run.used, step.cfg)

@@ -84,14 +84,12 @@ class Adaptive(Rule):
             if reuses:
                 keep(v, step, memory)
             return v
-        rows = decided.reshape(-1, *[1] * (v.cond.ndim - 1))
         if reuses:
+            rows = decided.reshape(-1, *[1] * (v.cond.ndim - 1))
             mixed = rebuilt(v, step, memory, rows)
             keep(v, step, memory, rows)
             return mixed
-        if step.unguided_cfg == 0.0:
-            return replace(v, cond=torch.where(rows, v.uncond, v.cond))
-        return replace(v, uncond=torch.where(rows, v.cond, v.uncond))
+        return replace(v, unguided=decided)
 
     def observe(self, velocities: ScaledVelocities, memory: dict[str, Any]) -> torch.Tensor | None:
         if velocities.uncond is None or not memory.get("measures"):

@@ -85,7 +85,8 @@ class APG(Rule):
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities
         neutral = (self.eta, self.norm_threshold, self.momentum) == (1.0, 0.0, 0.0)
-        if v.uncond is None or not step.combines or neutral:
+        # At σ 0 the picture has no noise left, and guidance nothing to change.
+        if v.uncond is None or not step.combines or neutral or step.sigma == 0.0:
             return v
         # The average and the limit are of the space's own size; the sign of Δ is of no consequence.
         unit = 1.0 if self.space == "denoised" else step.sigma

@@ -76,8 +76,11 @@ class AutoGuidance(Rule):
         v = velocities
         strong, weak, weak_uncond = v.cond, v.extra.get(WEAK), v.extra.get(WEAK_UNCOND)
         if weak_uncond is not None and self.prompt == BOTH and v.uncond is not None:
-            strong = v.uncond if weak is None else combine(v.cond, v.uncond, step.cfg)
-            weak = weak_uncond if weak is None else combine(weak, weak_uncond, step.cfg)
+            if weak is None:
+                strong, weak = v.uncond, weak_uncond
+            else:
+                pairs = (v.cond, v.uncond), (weak, weak_uncond)
+                strong, weak = (v.joined(step, *pair, combine(*pair, step.cfg)) for pair in pairs)
         elif weak is None and self.prompt == NEGATIVE:
             weak = weak_uncond
         if v.guided is None or weak is None:

@@ -45,7 +45,8 @@ class Momentum(Rule):
 
     def transform(self, velocities: ScaledVelocities, step: Step, memory: dict[str, Any]) -> ScaledVelocities:
         v = velocities
-        if self.alpha == 0.0 or v.guided is None:
+        # At σ 0 the picture has no noise left, and no velocity is known.
+        if self.alpha == 0.0 or v.guided is None or step.sigma == 0.0:
             return v
         if memory.get("step") != step.index:
             # Steps differ in σ, so the mean is one of velocities, not of σ·v.

@@ -15,6 +15,7 @@ from .rule import UNCOND, ScaledVelocities, Step
 
 EXTRAPOLATE = "extrapolate"
 KEPT = "kept"
+SMALLEST_SIGMA = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def keep(velocities: ScaledVelocities, step: Step, memory: dict[str, Any], rows:
     v = velocities
     predictions = {UNCOND: v.uncond, **v.extra}
     differences = {name: v.cond - one for name in step.negatives if (one := predictions.get(name)) is not None}
-    sigma = torch.full((len(v.cond), *[1] * (v.cond.ndim - 1)), step.sigma, dtype=torch.float32, device=v.cond.device)
+    # At σ 0 all differences are 0, and none is to be divided by it.
+    sigma = max(step.sigma, SMALLEST_SIGMA)
+    sigma = torch.full((len(v.cond), *[1] * (v.cond.ndim - 1)), sigma, dtype=torch.float32, device=v.cond.device)
     new = Kept(sigma, differences)
     if KEPT not in memory:
         memory[KEPT] = step.index, new, new

@@ -110,6 +110,7 @@ class ScaledVelocities:
         cond, uncond: of the positive and of the negative.
         extra: of the rules' own passes, by their names.
         guided: the result so far, from the combination on.
+        unguided: [B] booleans, the pictures for which this step is not guided though it is for others; None where it is for all.
     """
 
     x: torch.Tensor
@@ -117,6 +118,14 @@ class ScaledVelocities:
     uncond: torch.Tensor | None = None
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     guided: torch.Tensor | None = None
+    unguided: torch.Tensor | None = None
+
+    def joined(self, step: Step, cond: torch.Tensor, uncond: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
+        """What guidance makes of two predictions, and for the unguided pictures the one that stands alone."""
+        if self.unguided is None:
+            return guided
+        rows = self.unguided.reshape(-1, *[1] * (guided.ndim - 1))
+        return torch.where(rows, uncond if step.unguided_cfg == 0.0 else cond, guided)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from .cfg import combine
-from .rule import ATTENTION, COMBINE, Rule, ScaledVelocities, Step
+from .rule import ADAPTIVE, ATTENTION, COMBINE, COND, Rule, ScaledVelocities, Step
 
 
 def ordered(rules: Iterable[Rule]) -> list[Rule]:
@@ -61,18 +61,30 @@ def apply(
     Returns:
         σ·v, [B, …], or None where the rules change nothing and the sampler's own result stands.
     """
-    v, rules = velocities, ordered(rules)
+    own = v = velocities
+    rules = ordered(rules)
     before = [rule for rule in rules if rule.order <= COMBINE]
     for rule in before:
         v = rule.transform(v, step, memories[rule.node])
+        if rule.order <= ADAPTIVE:
+            # What is reused stands for what the model would have predicted.
+            own = v
     changed, guided = v is not velocities, combined(v, step)
+    if own.uncond is not None:
+        guided = v.joined(step, own.cond, own.uncond, guided)
     if sampled is not None:
         guided = sampled + (guided - combined(velocities, step)) if changed else sampled
     # Rules after the combination compare what the model itself predicted.
-    v = combination = replace(velocities, guided=guided)
+    v = combination = replace(own, guided=guided, unguided=v.unguided)
     for rule in rules[len(before) :]:
         v = rule.transform(v, step, memories[rule.node])
-    return v.guided if changed or v is not combination else None
+    if not changed and v is combination:
+        return None
+    alone = step.without_guidance()
+    if alone.cfg == 0.0 and not any(COND in rule.needs(alone) for rule in rules):
+        # Of an unguided picture the negative would run alone, and nothing come after it.
+        return v.joined(step, guided, guided, v.guided)
+    return v.guided
 
 
 def combined(velocities: ScaledVelocities, step: Step) -> torch.Tensor:

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice
-from ..engine.base_pass import with_base, with_other
+from ..engine.base_pass import with_base, with_other, without_other
 from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
 from ..engine.sampling import with_rule
@@ -451,7 +451,8 @@ class KleinKitAutoGuidance(io.ComfyNode):
         counts = block_counts(model.model)
         double = parse_layers("double_layers", double_layers, counts["double_block"])
         single = parse_layers("single_layers", single_layers, counts["single_block"])
-        return io.NodeOutput(with_rule(model, AutoGuidance(scale, double, single, prompt, start, end)))
+        guided = with_rule(model, AutoGuidance(scale, double, single, prompt, start, end))
+        return io.NodeOutput(without_other(guided, WEAK))
 
 
 @names_itself

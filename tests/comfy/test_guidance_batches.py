@@ -65,7 +65,16 @@ def cosines(klein, run_node, noise):
     return [call["cosine"] for call in probe.runs[-1].calls]
 
 
-@pytest.mark.parametrize("others", ((), (("KleinKitAPG", APG | {"space": "velocity"}),)), ids=("alone", "APG"))
+@pytest.mark.parametrize(
+    "others",
+    (
+        (),
+        (("KleinKitAPG", APG | {"space": "velocity"}),),
+        (NODES["image cfg"], NODES["autoguidance"]),
+        (NODES["momentum"], NODES["renorm global"]),
+    ),
+    ids=("alone", "APG", "with passes", "after the combination"),
+)
 @pytest.mark.parametrize("unguided", ("conditional", "unconditional"))
 def test_adaptive_decides_for_each_picture(klein, run_node, unguided, others):
     plain = with_nodes(run_node, klein, *others)

@@ -22,6 +22,7 @@ AUTO = (
     "KleinKitAutoGuidance",
     dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
 )
+MOMENTUM = ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0))
 COMFYUI_SKIP = (
     "SkipLayerGuidanceDiT",
     dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
@@ -172,8 +173,27 @@ def test_a_guider_that_calls_no_hook_is_warned_of(klein, run_node, guiders, capl
     plain, _ = run(guiders["DualModelGuider"](klein, 1.0))
     skipped, _ = run(guiders["DualModelGuider"](with_nodes(run_node, klein, SKIP), 1.0))
     assert torch.equal(plain, skipped)
+    # So it does from where the scale becomes 1.
+    with_memory, _ = run(guiders["DualModelGuider"](with_nodes(run_node, klein, MOMENTUM), 1.0))
+    run(guiders["DualModelGuider"](with_nodes(run_node, klein, MOMENTUM, FIRST_HALF), 4.0))
+    assert torch.equal(plain, with_memory)
+    of_pass, of_memory, later = warnings(caplog)
+    assert "Klein Skip-Layer Guidance planned a pass in step 1, but Guider_DualModel did not run it" in of_pass
+    assert "Klein Momentum Guidance has no effect in step 1, because Guider_DualModel calls no hook in it." in of_memory
+    assert "Klein Momentum Guidance has no effect in step 3" in later
+
+
+def test_momentum_acts_in_every_other_guider(klein, run_node, guiders, caplog):
+    for name in guiders.keys() - {"DualModelGuider"}:
+        plain, guided = (run(guiders[name](with_nodes(run_node, klein, *nodes), 1.0))[0] for nodes in ((), (MOMENTUM,)))
+        assert (guided - plain).abs().max() > 1e-3, name
+    assert not warnings(caplog)
+
+
+def test_a_rule_that_needs_a_negative_in_a_guider_that_has_none(klein, run_node, guiders, caplog):
+    run(guiders["BasicGuider"](with_nodes(run_node, klein, ("KleinKitSlerpCFG", {})), 1.0))
     [sentence] = warnings(caplog)
-    assert "Klein Skip-Layer Guidance planned a pass in step 1, but Guider_DualModel did not run it" in sentence
+    assert sentence.endswith("No negative runs with this guider, which has none, so nothing comes of Klein Slerp CFG.")
 
 
 def test_base_uncond_runs_the_negative_alone_on_the_base(klein, other, run_node, guiders):

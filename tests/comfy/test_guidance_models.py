@@ -181,6 +181,40 @@ class TestAnotherModel:
             with_nodes(run_node, klein, (node, inputs | {name: klein.clone()}))
 
 
+class TestTwoOtherModels:
+    """Klein Base Uncond's and Klein AutoGuidance's, of one set of weights."""
+
+    AUTO = dict(scale=2.0, double_layers="0", single_layers="", prompt="positive", start=0.0, end=1.0)
+
+    def chain(self, run_node, base, weak):
+        nodes = ("KleinKitBaseUncond", {"base_model": base}), ("KleinKitAutoGuidance", self.AUTO | {"weak_model": weak})
+        for order in (nodes, nodes[::-1]):
+            yield lambda order=order: with_nodes(run_node, small_klein(), *order)
+
+    def test_with_one_lora_or_none_they_may_share_it(self, comfy, run_node):
+        base, again = small_klein(seed=5), small_klein(seed=5)
+        noise, prompts = torch.randn(1, 128, 2, 2), [conditioning(torch.randn(1, 16, 192)) for _ in range(2)]
+        shared, apart = (
+            comfy_run(next(self.chain(run_node, base, weak))(), SIGMAS, noise, *prompts, 4.0) for weak in (base.clone(), again)
+        )
+        assert torch.equal(shared, apart)
+
+    def test_with_two_it_is_refused(self, comfy, run_node):
+        base = small_klein(seed=5)
+        weak, key = base.clone(), "diffusion_model.img_in.weight"
+        weak.add_patches({key: (torch.ones_like(base.model.state_dict()[key]),)})
+        for build in self.chain(run_node, base, weak):
+            with pytest.raises(ValueError, match="Expected `(base|weak)_model` to be .* of its own, .*`(weak|base)_model`"):
+                build()
+
+    def test_what_a_later_node_replaces_is_not_loaded(self, comfy, run_node):
+        weaker = "KleinKitAutoGuidance", self.AUTO | {"weak_model": small_klein(seed=5)}
+        model = with_nodes(run_node, small_klein(), weaker, ("KleinKitAutoGuidance", self.AUTO))
+        assert not model.get_additional_models()
+        noise, prompt = torch.randn(1, 128, 2, 2), conditioning(torch.randn(1, 16, 192))
+        assert torch.isfinite(comfy_run(model, SIGMAS, noise, prompt, prompt, 1.0)).all()
+
+
 def test_image_cfg_without_a_reference_in_the_negative(comfy, run_node):
     model = with_nodes(run_node, small_klein(), ("KleinKitImageCFG", {"image_scale": 2.0}))
     noise = torch.randn(1, 128, 2, 2)

@@ -352,3 +352,15 @@ def test_momentum_counts_a_step_once_however_often_the_model_is_asked():
     m3 = 0.75 * 4.0 + 0.25 * m2
     led = [velocity + alpha * (velocity - m) for velocity, m in ((4.0, m2), (7.0, m2), (5.0, m3))]
     assert results == pytest.approx([1.0, 9.0, 3.0, *led])
+
+
+@pytest.mark.parametrize("rule", (Momentum(), *(APG(space=space) for space in SPACES)))
+def test_a_step_without_noise_is_left_out(rule):
+    """At σ 0 every prediction is x, as where lcm adds noise to a picture."""
+    x, memory, none = random(2, 0), {}, torch.zeros(2, *random(2, 0).shape[1:])
+    for index, sigma in enumerate((0.0, 0.5, 0.0, 0.5)):
+        cond, uncond = (sigma * random(2, seed) for seed in (index + 1, index + 9)) if sigma else (none, none)
+        v = ScaledVelocities(x, cond, uncond, guided=cond if rule.order > COMBINE else None)
+        after = rule.transform(v, Step(index, 4, sigma, 4.0), memory)
+        assert (after is v) == (sigma == 0.0 or (rule.order > COMBINE and index == 1))
+        assert torch.isfinite(stack.combined(after, Step(index, 4, sigma, 4.0))).all()
