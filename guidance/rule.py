@@ -110,7 +110,7 @@ class ScaledVelocities:
         cond, uncond: of the positive and of the negative.
         extra: of the rules' own passes, by their names.
         guided: the result so far, from the combination on.
-        unguided: [B] booleans, the pictures for which this step is not guided though it is for others; None where it is for all.
+        unguided: [B] booleans, the pictures that are not guided in this step though others are; None where all are.
     """
 
     x: torch.Tensor

@@ -78,7 +78,7 @@ def apply(
     v = combination = replace(own, guided=guided, unguided=v.unguided)
     for rule in rules[len(before) :]:
         v = rule.transform(v, step, memories[rule.node])
-    if not changed and v is combination:
+    if v.guided is None or (v is combination and not changed):
         return None
     alone = step.without_guidance()
     if alone.cfg == 0.0 and not any(COND in rule.needs(alone) for rule in rules):

@@ -91,6 +91,7 @@ def test_every_rule_between_loader_and_sampler_counts(page, sampled):
     loader, cfg, sampler = sampled
     choose(page, loader, "diffusion_model", BASE)
     zero, skip, adaptive = add(page, "KleinKitCFGZeroStar", "KleinKitSkipLayerGuidance", "KleinKitAdaptiveGuidance")
+    enter(page, zero, "zero_init_steps", 1)
     enter(page, skip, "single_layers", 1)
     connect(page, (loader, 0, zero, "model"), (zero, 0, cfg, "model"))
     # A first step without a pass, and 7 with two.

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from kleinkit.guidance.adaptive import Adaptive, cosine
 from kleinkit.guidance.apg import APG, SPACES
 from kleinkit.guidance.auto import AutoGuidance
 from kleinkit.guidance.base_uncond import BaseUncond
-from kleinkit.guidance.cfg import CFG, combine
+from kleinkit.guidance.cfg import CFG, Interval, combine
 from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.fdg import FDG, weighted
 from kleinkit.guidance.image import ImageCFG, image_cfg
@@ -364,3 +365,20 @@ def test_a_step_without_noise_is_left_out(rule):
         after = rule.transform(v, Step(index, 4, sigma, 4.0), memory)
         assert (after is v) == (sigma == 0.0 or (rule.order > COMBINE and index == 1))
         assert torch.isfinite(stack.combined(after, Step(index, 4, sigma, 4.0))).all()
+
+
+@pytest.mark.parametrize("sigma", (0.8, 0.0))
+def test_what_is_reused_counts_for_the_rules_after_the_combination_too(sigma):
+    rules, memories = (CFG(Interval(0.0, 0.5), "reuse"), AutoGuidance(2.0, prompt="both")), defaultdict(dict)
+    p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond", "weak", "weak_uncond"))}
+    first = plan_step(rules, 0, 2, sigma, 4.0)
+    of_all = ScaledVelocities(p["x"], p["cond"], p["uncond"], {name: p[name] for name in ("weak", "weak_uncond")})
+    scaled = 0.5 if sigma else 0.0
+    stack.apply(rules, replace(of_all, **({} if sigma else {"uncond": p["cond"]})), first, memories)
+    reusing = plan_step(rules, 1, 2, 0.5 * sigma, 4.0, known=first.negatives)
+    assert reusing.reuse and reusing.passes == ("cond", "weak")
+    ran = ScaledVelocities(p["x"], p["cond"], None, {"weak": p["weak"]})
+    rebuilt = {name: p["cond"] - scaled * (p["cond"] - p[name]) for name in ("uncond", "weak_uncond")}
+    guided = combine(p["cond"], rebuilt["uncond"], 4.0)
+    wanted = guided + (guided - combine(p["weak"], rebuilt["weak_uncond"], 4.0))
+    assert torch.allclose(stack.apply(rules, ran, reusing, memories), wanted, atol=1e-5)
