@@ -51,6 +51,15 @@ def one_of(name: str, choices: Collection[str], value: object) -> None:
         raise expected(name, f"one of {', '.join(choices)}" if choices else "absent", value)
 
 
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The numbers between commas; as in a list of layers, nothing between two commas is nothing.
+
+    Raises:
+        ValueError, AttributeError: the text is not of that form, or no text.
+    """
+    return tuple(float(part) for part in text.split(",") if part.strip())
+
+
 def first_step(share: float, steps: int) -> int:
     """The first step i of n with share·n ≤ i."""
     # 0.07 · 100 is 7.000000000000001 in floating point; the step that is meant is 7.

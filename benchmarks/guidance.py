@@ -1,11 +1,12 @@
 """Guidance side by side with ComfyUI's own nodes: whole runs on random weights of Klein 4B's depth, 5 + 20 blocks."""
 
 import importlib
+from functools import partial
 
 import torch
 
 from ..harness.inside import enter
-from ..nano.in_comfyui import random_klein
+from ..nano.in_comfyui import random_klein, sample
 from .timing import side_by_side
 
 HEADS = 4
@@ -18,7 +19,6 @@ SINGLE_9 = dict(double_layers="", single_layers="9", scale=3.0)
 
 def runner(model, cfg, steps, side=LATENT_SIDE):
     """A call that samples Euler steps with the model, of `side` times `side` tokens."""
-    samplers = importlib.import_module("comfy.samplers")
     generator = torch.Generator().manual_seed(0)
     positive, negative = (
         [[torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator) * 0.1, {"pooled_output": None}]] for _ in range(2)
@@ -26,23 +26,7 @@ def runner(model, cfg, steps, side=LATENT_SIDE):
     noise = torch.randn(1, 128, side, side, generator=generator)
     sigmas = torch.linspace(1, 0, steps + 1)
 
-    def run():
-        samplers.sample(
-            model,
-            noise,
-            positive,
-            negative,
-            cfg,
-            model.load_device,
-            samplers.sampler_object("euler"),
-            sigmas.clone(),
-            model.model_options,
-            latent_image=torch.zeros_like(noise),
-            disable_pbar=True,
-            seed=0,
-        )
-
-    return run
+    return partial(sample, model, sigmas, noise, positive, negative, cfg)
 
 
 def main(arguments):

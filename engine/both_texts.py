@@ -15,16 +15,16 @@ import comfy.utils
 import torch
 from comfy.cli_args import args as command_line
 from comfy.model_base import BaseModel
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrapperExecutor
 
 from ..checks import expected, of_node
 from ..guidance.merged_attention import Attention, kernel, to_both
 from ..guidance.rule import COND, Mix, Rule, Step
-from .extra_pass import uncompiled
+from ..guidance.skip_layer import OVERRIDE
+from .extra_pass import uncompiled, wrappers_with
 from .run import Run, at_sigma, is_whole
 
 KEY = "kleinkit_texts"
-OVERRIDE = "optimized_attention_override"
 # What ComfyUI calls an attention with, and the merged one knows.
 KNOWN = {"mask", "skip_reshape", "transformer_options", "_inside_attn_wrapper"}
 
@@ -82,10 +82,8 @@ def both_texts(run: Run, step: Step, conds: dict[str, list[dict]]) -> dict:
         return {}
     run.asked.add(rule.node)
     options = uncompiled(run.model_options)["transformer_options"]
-    wrappers = options.get("wrappers", {})
-    around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), KEY: [partial(join, run, rule, negative)]}
     return {
-        "wrappers": {**wrappers, WrappersMP.DIFFUSION_MODEL: around},
+        "wrappers": wrappers_with(options, KEY, partial(join, run, rule, negative)),
         OVERRIDE: partial(attend, run, rule, mix, options.get(OVERRIDE)),
     }
 

@@ -5,6 +5,7 @@ the entry of that block, and the extra pass starts there. ComfyUI's block replac
 """
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
@@ -155,10 +156,14 @@ def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
 def with_grid(model_options: dict) -> dict:
     """Options of a pass whose blocks find `GRID` in theirs: what part of the picture a model call has differs."""
     transformer_options = model_options["transformer_options"]
-    wrappers = transformer_options.get("wrappers", {})
-    around = {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), GRID: [tell_grid]}
-    wrappers = {**wrappers, WrappersMP.DIFFUSION_MODEL: around}
+    wrappers = wrappers_with(transformer_options, GRID, tell_grid)
     return {**model_options, "transformer_options": {**transformer_options, "wrappers": wrappers}}
+
+
+def wrappers_with(transformer_options: dict, key: str, wrapper: Callable[..., torch.Tensor]) -> dict:
+    """The wrappers of some options, and one more around the model's forward under a key of its own."""
+    wrappers = transformer_options.get("wrappers", {})
+    return {**wrappers, WrappersMP.DIFFUSION_MODEL: {**wrappers.get(WrappersMP.DIFFUSION_MODEL, {}), key: [wrapper]}}
 
 
 def tell_grid(

@@ -7,7 +7,7 @@ import torch
 
 from ..checks import first_step, number
 from .reuse import KEPT, keep, rebuilt
-from .rule import ADAPTIVE, UNCOND, Rule, ScaledVelocities, Step
+from .rule import ADAPTIVE, UNCOND, Rule, ScaledVelocities, Step, each
 
 
 def cosine(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class Adaptive(Rule):
                 keep(v, step, memory)
             return v
         if reuses:
-            rows = decided.reshape(-1, *[1] * (v.cond.ndim - 1))
+            rows = each(decided, v.cond)
             mixed = rebuilt(v, step, memory, rows)
             keep(v, step, memory, rows)
             return mixed

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..checks import number, one_of, steps_in_range
-from .rule import COMBINE, Rule, ScaledVelocities, Step, precise
+from .rule import COMBINE, Rule, ScaledVelocities, Step, each, precise
 
 SPACES = ("denoised", "velocity")
 
@@ -110,7 +110,7 @@ class APG(Rule):
         before = memory["before"]
         if before is None:
             before = torch.zeros_like(difference)
-        guided = difference.flatten(1).any(dim=1).reshape(-1, *[1] * (difference.ndim - 1))
+        guided = each(difference.flatten(1).any(dim=1), difference)
         average = difference + self.momentum * before
         memory["average"] = torch.where(guided, average, before)
         return torch.where(guided, average, torch.zeros_like(average))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..checks import expected, number, one_of, steps_in_range
+from ..checks import expected, number, numbers_of, one_of, steps_in_range
 from .reuse import keep, rebuilt
 from .rule import SCHEDULE, UNCOND, UNGUIDED, Rule, ScaledVelocities, Step
 
@@ -105,13 +105,13 @@ class Curve:
 
     @classmethod
     def parse(cls, scales: str = "5, 3, 1") -> "Curve":
-        """The curve of a text: numbers between commas; as in a list of layers, nothing between two commas is nothing.
+        """The curve of a text: numbers between commas.
 
         Raises:
             ValueError: the text is not of that form.
         """
         try:
-            return cls(tuple(float(part) for part in scales.split(",") if part.strip()))
+            return cls(numbers_of(scales))
         except (AttributeError, ValueError):
             raise expected("scales", "numbers between 0 and 100, such as `5, 3, 1`", scales) from None
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.functional import conv2d, interpolate, pad
 
-from ..checks import expected
+from ..checks import expected, numbers_of
 from .rule import COMBINE, Rule, ScaledVelocities, Step
 
 MOST_BANDS = 8
@@ -122,7 +122,7 @@ def parse_shares(shares: str = "1, 0.44") -> tuple[float, ...]:
         ValueError: the text is not of that form.
     """
     try:
-        return tuple(float(part) for part in shares.split(",") if part.strip())
+        return numbers_of(shares)
     except (AttributeError, ValueError):
         raise wrong_shares(shares) from None
 

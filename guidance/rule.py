@@ -19,6 +19,11 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
+def each(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One value for each picture, [B], in a shape that goes with predictions [B, …]: [B, 1, …]."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 # `(arguments, extra) → states`, as ComfyUI calls what takes the place of a block: `extra["original_block"]` runs the block.
 BlockPatch = Callable[[dict, dict], dict]
 Block = tuple[str, int]
@@ -124,7 +129,7 @@ class ScaledVelocities:
         """What guidance makes of two predictions, and for the unguided pictures the one that stands alone."""
         if self.unguided is None:
             return guided
-        rows = self.unguided.reshape(-1, *[1] * (guided.ndim - 1))
+        rows = each(self.unguided, guided)
         return torch.where(rows, uncond if step.unguided_cfg == 0.0 else cond, guided)
 
 

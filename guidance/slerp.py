@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..checks import number
-from .rule import COMBINE, Rule, ScaledVelocities, Step, precise
+from .rule import COMBINE, Rule, ScaledVelocities, Step, each, precise
 
 # Below this sine the arc is the line, to every digit that float32 has.
 SMALLEST_SINE = 1e-7
@@ -76,7 +76,7 @@ def slerp(cond: torch.Tensor, uncond: torch.Tensor, cfg: float, cap: float = 0.0
     """
     theta = angle(cond, uncond)
     weights = slerp_weights(theta, capped(theta, cfg, cap) if cap else cfg)
-    of_cond, of_uncond = (w.to(cond.dtype).reshape(-1, *[1] * (cond.ndim - 1)) for w in weights)
+    of_cond, of_uncond = (each(w.to(cond.dtype), cond) for w in weights)
     return of_cond * cond + of_uncond * uncond
 
 

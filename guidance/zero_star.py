@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..checks import number
-from .rule import COND, NEGATIVE, UNCOND, Rule, ScaledVelocities, Step
+from .rule import COND, NEGATIVE, UNCOND, Rule, ScaledVelocities, Step, each
 
 
 def optimized_scale(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
@@ -21,7 +21,7 @@ def optimized_scale(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
     # Dividing by ‖v_u‖ twice keeps small velocities exact where a square would underflow.
     norm = u.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     alpha = (c * (u / norm)).sum(dim=1, keepdim=True) / norm
-    return alpha.to(cond.dtype).reshape(-1, *[1] * (cond.ndim - 1))
+    return each(alpha.to(cond.dtype), cond)
 
 
 @dataclass(frozen=True)

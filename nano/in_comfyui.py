@@ -18,6 +18,41 @@ def random_klein(seed=0, dtype=torch.float32, **shape):
     return importlib.import_module("comfy.sd").load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
 
 
+def sample(model, sigmas, noise, positive, negative, cfg, sampler="euler", latent=None, **others):
+    """Sample with ComfyUI's own `comfy.samplers.sample`, as KSampler and SamplerCustom do.
+
+    Args:
+        model: `ModelPatcher`.
+        sigmas: [n + 1] float32.
+        noise: [B, 128, H/16, W/16].
+        positive, negative: ComfyUI conditionings.
+        cfg: of the sampler.
+        sampler: a name of ComfyUI's list, or a sampler object.
+        latent: like `noise`; an empty one if not given.
+        others: of `comfy.samplers.sample`.
+    Returns:
+        The latent, [B, 128, H/16, W/16].
+    """
+    samplers = importlib.import_module("comfy.samplers")
+    if isinstance(sampler, str):
+        sampler = samplers.sampler_object(sampler)
+    return samplers.sample(
+        model,
+        noise,
+        positive,
+        negative,
+        cfg,
+        model.load_device,
+        sampler,
+        sigmas.clone(),  # uni_pc writes into them.
+        model_options=model.model_options,
+        latent_image=torch.zeros_like(noise) if latent is None else latent,
+        disable_pbar=True,
+        seed=0,
+        **others,
+    )
+
+
 def sampled(model, noise, texts, empty, sigmas, cfg, at_once):
     """Latents of prompts in ComfyUI's own sampling with Euler; matrices in bfloat16, which halves the time.
 
@@ -29,28 +64,12 @@ def sampled(model, noise, texts, empty, sigmas, cfg, at_once):
     Returns:
         `(latents [N, 128, 8, 8], model passes)`.
     """
-    samplers = importlib.import_module("comfy.samplers")
     rows, made = [], []
     hook = model.model.diffusion_model.final_layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     for i in range(0, len(noise), at_once):
         some, text = noise[i : i + at_once], texts[i : i + at_once]
         positive, negative = ([[one, {"pooled_output": None}]] for one in (text, empty.expand_as(text)))
         with torch.autocast("cpu", torch.bfloat16):
-            made.append(
-                samplers.sample(
-                    model,
-                    some,
-                    positive,
-                    negative,
-                    cfg,
-                    model.load_device,
-                    samplers.sampler_object("euler"),
-                    sigmas.clone(),
-                    model.model_options,
-                    latent_image=torch.zeros_like(some),
-                    disable_pbar=True,
-                    seed=0,
-                )
-            )
+            made.append(sample(model, sigmas, some, positive, negative, cfg))
     hook.remove()
     return torch.cat(made).float(), sum(rows)

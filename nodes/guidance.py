@@ -50,6 +50,27 @@ def share(name: str, default: float, tooltip: str, optional: bool = False) -> io
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, optional=optional)
 
 
+def span(end: float) -> list:
+    """The inputs `start` and `end` of a rule that acts in a part of the run."""
+    return [
+        share("start", 0.0, "Begins at this share of the run's steps."),
+        share("end", end, "Ends before this share of the run's steps."),
+    ]
+
+
+def layers_in(model: ModelPatcher, double_layers: str, single_layers: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The layers that two texts name, of the double and of the single blocks.
+
+    Raises:
+        ValueError: a text is not of that form, or names layers that the model does not have.
+    """
+    counts = block_counts(model.model)
+    return (
+        parse_layers("double_layers", double_layers, counts["double_block"]),
+        parse_layers("single_layers", single_layers, counts["single_block"]),
+    )
+
+
 @names_itself
 class KleinKitCFG(io.ComfyNode):
     @classmethod
@@ -184,8 +205,7 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
                     "0 to 27. "
                     "A reported comparison names 0 to 2 for related methods.",
                 ),
-                share("start", 0.0, "Begins at this share of the run's steps."),
-                share("end", 0.5, "Ends before this share of the run's steps."),
+                *span(0.5),
                 io.Combo.Input(
                     "mode",
                     options=list(SKIP_LAYER_MODES),
@@ -208,21 +228,8 @@ class KleinKitSkipLayerGuidance(io.ComfyNode):
         mode: str,
         rescale: float,
     ) -> io.NodeOutput:
-        counts = block_counts(model.model)
-        return io.NodeOutput(
-            with_rule(
-                model,
-                SkipLayer(
-                    scale,
-                    parse_layers("double_layers", double_layers, counts["double_block"]),
-                    parse_layers("single_layers", single_layers, counts["single_block"]),
-                    start,
-                    end,
-                    mode,
-                    rescale,
-                ),
-            )
-        )
+        double, single = layers_in(model, double_layers, single_layers)
+        return io.NodeOutput(with_rule(model, SkipLayer(scale, double, single, start, end, mode, rescale)))
 
 
 @names_itself
@@ -248,8 +255,7 @@ class KleinKitSEG(io.ComfyNode):
                     tooltip="Single blocks to blur, such as `2` or `7-9, 12`. Klein 4B has 0 to 19, 9B 0 to 23. "
                     "A comparison is reported to name 2 for Klein.",
                 ),
-                share("start", 0.0, "Begins at this share of the run's steps."),
-                share("end", 0.5, "Ends before this share of the run's steps."),
+                *span(0.5),
                 io.Float.Input(
                     "blur_sigma",
                     default=10000.0,
@@ -273,9 +279,7 @@ class KleinKitSEG(io.ComfyNode):
         blur_sigma: float,
     ) -> io.NodeOutput:
         check_model(model.model)
-        counts = block_counts(model.model)
-        double = parse_layers("double_layers", double_layers, counts["double_block"])
-        single = parse_layers("single_layers", single_layers, counts["single_block"])
+        double, single = layers_in(model, double_layers, single_layers)
         return io.NodeOutput(with_rule(model, SEG(scale, double, single, start, end, blur_sigma)))
 
 
@@ -422,8 +426,7 @@ class KleinKitAutoGuidance(io.ComfyNode):
                     tooltip="What the weaker version is asked: the positive prompt, as in the paper; the negative one, as in "
                     "diffusers; or both, each compared with itself.",
                 ),
-                share("start", 0.0, "Begins at this share of the run's steps."),
-                share("end", 1.0, "Ends before this share of the run's steps."),
+                *span(1.0),
                 io.Model.Input(
                     "weak_model",
                     optional=True,
@@ -448,9 +451,7 @@ class KleinKitAutoGuidance(io.ComfyNode):
         if weak_model is not None:
             guided = with_rule(model, AutoGuidance(scale, (), (), prompt, start, end, weak_model=True))
             return io.NodeOutput(with_other(guided, weak_model, WEAK))
-        counts = block_counts(model.model)
-        double = parse_layers("double_layers", double_layers, counts["double_block"])
-        single = parse_layers("single_layers", single_layers, counts["single_block"])
+        double, single = layers_in(model, double_layers, single_layers)
         guided = with_rule(model, AutoGuidance(scale, double, single, prompt, start, end))
         return io.NodeOutput(without_other(guided, WEAK))
 
@@ -482,8 +483,7 @@ class KleinKitMomentum(io.ComfyNode):
                     step=0.05,
                     tooltip="How much of the mean stays from step to step; at 0 it is the step before alone.",
                 ),
-                share("start", 0.0, "Begins at this share of the run's steps."),
-                share("end", 1.0, "Ends before this share of the run's steps."),
+                *span(1.0),
             ],
         )
 
@@ -563,8 +563,7 @@ class KleinKitNAG(io.ComfyNode):
                     step=0.01,
                     tooltip="How much of the guided attention is mixed in; 0 is off.",
                 ),
-                share("start", 0.0, "Begins at this share of the run's steps."),
-                share("end", 1.0, "Ends before this share of the run's steps."),
+                *span(1.0),
             ],
         )
 
@@ -752,9 +751,7 @@ def check_fits(model: ModelPatcher, rule: Rule) -> None:
     if isinstance(rule, NAG):
         check_model(model.model)
     if isinstance(rule, SkipLayer):
-        counts = block_counts(model.model)
-        for kind, layers in (("double", rule.double_layers), ("single", rule.single_layers)):
-            parse_layers(f"{kind}_layers", ", ".join(map(str, layers)), counts[f"{kind}_block"])
+        layers_in(model, *(", ".join(map(str, layers)) for layers in (rule.double_layers, rule.single_layers)))
 
 
 NODES = [

@@ -81,27 +81,9 @@ def comfy_run(model, sigmas, noise, positive, negative, cfg, sampler="euler", la
     Returns:
         The latent, [B, 128, H/16, W/16].
     """
-    import comfy.samplers
+    from kleinkit.nano.in_comfyui import sample
 
-    if isinstance(sampler, str):
-        sampler = comfy.samplers.sampler_object(sampler)
-    latent = torch.zeros_like(noise) if latent is None else latent
-    sigmas = sigmas.clone()  # uni_pc writes into them.
-    return comfy.samplers.sample(
-        model,
-        noise,
-        positive,
-        negative,
-        cfg,
-        model.load_device,
-        sampler,
-        sigmas,
-        model_options=model.model_options,
-        latent_image=latent,
-        disable_pbar=True,
-        seed=0,
-        **kwargs,
-    )
+    return sample(model, sigmas, noise, positive, negative, cfg, sampler, latent, **kwargs)
 
 
 def diffusers_transformer(weights, dtype=torch.float32):
