@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..guidance.rule import UNGUIDED
 from . import metrics, world
+from .build import digest
 from .in_comfyui import sampled
 from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of
@@ -153,7 +154,7 @@ class Runner:
     def file(self, row, seed, start):
         table = self.table
         nodes, cfg = table.rows[row]
-        what = json.dumps([table.role, table.steps, cfg, nodes, len(self.scenes[start : start + BLOCK])])
+        what = json.dumps([digest(table.role), table.steps, cfg, nodes, len(self.scenes[start : start + BLOCK])])
         return STATE / "rows" / hashlib.sha1(what.encode()).hexdigest()[:16] / f"{seed}-{start}.npz"
 
     def missing(self, row):
