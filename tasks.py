@@ -509,7 +509,10 @@ def parse(arguments):
     family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
     family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
-    family.add_argument("--table", help="only this, its rows compared over the same prompts and noise: reuse, guiders or edits")
+    family.add_argument(
+        "--table",
+        help="only this, its rows compared over the same prompts and noise: reuse, guiders, distilled_guiders or edits",
+    )
     family.add_argument("--seeds", type=int, default=1, help="of each prompt of a table; default 1")
     family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table; of edits, only these tables")
     command("pictures", "make the pictures of the workflows and of the README anew")
