@@ -320,11 +320,11 @@ def sample(model, table, rows, steps, cfg, references=(), seed=0, padding=16):
 
 
 def report(table, *settings):
-    """A function that prints what a model draws for 64 held-out prompts and edits, at each (steps, cfg)."""
+    """A function that prints what a model draws for 32 held-out prompts and edits, at each (steps, cfg)."""
     rng = np.random.RandomState(1)
     unknown = world.scenes()[1]
-    scenes = unknown[rng.choice(len(unknown), 64, replace=False)]
-    some = edits.held_out(64, rng)
+    scenes = unknown[rng.choice(len(unknown), 32, replace=False)]
+    some = edits.held_out(32, rng)
     source, second, target = edits.drawn(some, rng)
     pair = some.kind == edits.PAIR
 
@@ -379,12 +379,12 @@ MIXED = {"shares": (0.6, 0.3, 0.1), "batch": (32, 16, 8), "pads": 4}
 # edits of which a fifth ask for something else, and as many change what they should keep.
 WORDS = {
     "stage": 1,
-    "steps": 9000,
-    "until": 8000,
+    "steps": 6600,
+    "until": 6000,
     **MIXED,
     "rate": 3e-3,
-    "report": 500,
-    "clean": 5000,
+    "report": 2000,
+    "clean": 3800,
     "misnamed": 0.3,
     "mismatched": 0.0,
     "misasked": 0.0,
@@ -392,11 +392,11 @@ WORDS = {
 }
 BASE = {
     "stage": 2,
-    "steps": 4500,
-    "until": 4500,
+    "steps": 3500,
+    "until": 3500,
     **MIXED,
     "rate": 2e-3,
-    "report": 500,
+    "report": 2000,
     "clean": 0,
     "misnamed": 0.0,
     "mismatched": 0.35,
@@ -405,12 +405,12 @@ BASE = {
 }
 DISTILLED = {
     "stage": 3,
-    "steps": 2400,
-    "until": 2400,
+    "steps": 1600,
+    "until": 1600,
     **MIXED,
     "batch": (16, 12, 8),
     "rate": 1e-3,
-    "report": 300,
+    "report": 800,
     "clean": 0,
     "misnamed": 0.0,
     "mismatched": 0.0,
