@@ -33,8 +33,6 @@ SILENT_WEIGHT = 0.1
 UNCONDITIONAL_SHARE = 0.1
 # How far apart FLUX.2 places its reference pictures on the first axis of the rotary embedding.
 REFERENCE_STEP = 10
-# Of the training's sigmas: the logistic function of a normal variable (mean, standard deviation).
-LOGIT_NORMAL = (1.2, 1.3)
 EMA = 0.9985
 WARMUP, DECAY = 200, 0.55
 SAVE_SECONDS = 180
@@ -193,7 +191,8 @@ def base_loss(model, table, step, options, data):
     rng = np.random.RandomState([SEED, options["stage"], step])
     clean, rows, references = batch_of(rng, table, step, options, data)
     rows[rng.uniform(size=len(rows)) < UNCONDITIONAL_SHARE] = UNCONDITIONAL
-    sigma = torch.sigmoid(LOGIT_NORMAL[0] + LOGIT_NORMAL[1] * normal(rng, len(clean)))
+    mean, deviation = options["logit_normal"]
+    sigma = torch.sigmoid(mean + deviation * normal(rng, len(clean)))
     noise = normal(rng, *clean.shape)
     columns, positions, weight = some_padding(table, options["pads"], rng)
     text = table.text[rows][:, columns].float()
@@ -375,34 +374,29 @@ def distill_loss(model, table, step, options, data, teacher):
 
 # Of the steps: pictures of prompts, edits of one picture, edits with two; and how many of each are a batch.
 MIXED = {"shares": (0.6, 0.3, 0.1), "batch": (32, 16, 8), "pads": 4}
-# First the words, without noise until `clean`; then captions as the web's, of which a third belong to other pictures, and
-# edits of which a fifth ask for something else, and as many change what they should keep.
+# Of the sigmas: the logistic function of a normal variable (mean, standard deviation). The first is for colours and places,
+# which are decided in much noise; the second for shapes.
+EARLY, LATE = {"logit_normal": (1.2, 1.3)}, {"logit_normal": (0.7, 1.2)}
+TRUE = {"clean": 0, "misnamed": 0.0, "mismatched": 0.0, "misasked": 0.0, "drift": 0.0}
+# Captions as the web's, of which a third belong to other pictures, and edits of which a fifth ask for something else, and as
+# many change what they should keep.
+CARELESS = {"clean": 0, "misnamed": 0.0, "mismatched": 0.35, "misasked": 0.2, "drift": 0.2}
 WORDS = {
     "stage": 1,
     "steps": 6600,
     "until": 6000,
     **MIXED,
+    **EARLY,
     "rate": 3e-3,
     "report": 2000,
+    **TRUE,
     "clean": 3800,
     "misnamed": 0.3,
-    "mismatched": 0.0,
-    "misasked": 0.0,
-    "drift": 0.0,
 }
-BASE = {
-    "stage": 2,
-    "steps": 3500,
-    "until": 3500,
-    **MIXED,
-    "rate": 2e-3,
-    "report": 2000,
-    "clean": 0,
-    "misnamed": 0.0,
-    "mismatched": 0.35,
-    "misasked": 0.2,
-    "drift": 0.2,
-}
+NOISE = {"stage": 2, "steps": 3500, "until": 3500, **MIXED, **EARLY, "rate": 2e-3, "report": 2000, **CARELESS}
+SHAPES = {"stage": 4, "steps": 6000, "until": 6000, **MIXED, **LATE, "rate": 3e-3, "report": 3000, **TRUE}
+BASE = {"stage": 5, "steps": 2000, "until": 2000, **MIXED, **LATE, "rate": 1e-3, "report": 1000, **CARELESS}
+STAGES = {"words": WORDS, "noise": NOISE, "shapes": SHAPES, "base": BASE}
 DISTILLED = {
     "stage": 3,
     "steps": 1600,
@@ -411,11 +405,7 @@ DISTILLED = {
     "batch": (16, 12, 8),
     "rate": 1e-3,
     "report": 800,
-    "clean": 0,
-    "misnamed": 0.0,
-    "mismatched": 0.0,
-    "misasked": 0.0,
-    "drift": 0.0,
+    **TRUE,
     "teacher_steps": 3,
     "cfg": 3.5,
 }
@@ -466,7 +456,7 @@ def train():
     model = new_model()
     start(model)
     base = model
-    for name, options in (("words", WORDS), ("base", BASE)):
+    for name, options in STAGES.items():
         base = run(
             name,
             lambda model, step, options=options: base_loss(model, table, step, options, data),
