@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from flux3 import stand_in, text
 from guidance_nodes import EVERY_NODE
 from inpainting import cells, mask_of
 from loader import load
@@ -59,6 +60,20 @@ def test_every_guidance_node_does_in_the_mask_what_it_does(klein, base, run_node
     assert torch.equal(made[:, :, ~INSIDE[0, 0]], PICTURE[:, :, ~INSIDE[0, 0]])
     assert far(made, run(guided, sampler=kept_by_hand(cells(MASK, PICTURE.shape)))) <= 1e-5
     assert name is None or far(made, run(klein, MASK, plain_euler)) >= 1e-4
+
+
+@pytest.mark.parametrize("flow_map", [False, True], ids=["base", "distilled"])
+def test_flux_3_does_in_the_mask_what_it_does(comfy, plain_euler, flow_map):
+    prompts = [conditioning(text(seed), reference_latents=[PICTURE]) for seed in (1, 2)]
+    cfg = 1.0 if flow_map else 4.0
+
+    def made(sampler, **masked):
+        return comfy_run(stand_in(flow_map=flow_map), SIGMAS, NOISE, *prompts, cfg, sampler, PICTURE, **masked)
+
+    ours = made(plain_euler, denoise_mask=MASK[:, None])
+    assert torch.equal(ours[:, :, ~INSIDE[0, 0]], PICTURE[:, :, ~INSIDE[0, 0]])
+    assert far(ours, made(kept_by_hand(cells(MASK, PICTURE.shape)))) <= 1e-5
+    assert far(ours, PICTURE) > 0.01
 
 
 def painted(node, mask, picture):
