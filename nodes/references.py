@@ -85,7 +85,7 @@ class KleinKitReferences(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the pictures."),
                 io.Latent.Output(
                     display_name="latent",
-                    tooltip="An empty latent for the sampler. With a mask: the first picture, made anew where that is white.",
+                    tooltip="An empty latent for the sampler; with a mask, the first picture and what of it is made anew.",
                 ),
                 io.Int.Output(display_name="width", tooltip="Width of the latent in pixels."),
                 io.Int.Output(display_name="height", tooltip="Height of the latent in pixels."),
