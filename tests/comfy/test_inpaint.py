@@ -81,13 +81,13 @@ def painted(node, mask, picture):
     return node("SetLatentNoiseMask", samples={"samples": picture}, mask=mask)[0]["noise_mask"][:, 0]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-def test_a_white_mask_is_no_mask_and_a_black_one_keeps_the_picture(klein, run_node, plain_euler, sampler):
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "lcm", "er_sde"])
+def test_a_white_mask_is_no_mask_and_a_black_one_keeps_the_picture(klein, run_node, sampler):
     apg = with_nodes(run_node, klein, ("KleinKitAPG", EVERY_NODE["KleinKitAPG"]))
-    white, black = (torch.full((1, *SIZE), value) for value in (1.0, 0.0))
-    assert torch.equal(run(apg, painted(run_node, white, PICTURE), sampler), run(apg, None, sampler))
-    assert far(run(apg, painted(run_node, black, PICTURE), sampler), PICTURE) <= 1e-6
-    assert torch.equal(run(apg, painted(run_node, black, PICTURE), plain_euler), PICTURE)
+    white, black = (painted(run_node, torch.full((1, *SIZE), value), PICTURE) for value in (1.0, 0.0))
+    assert torch.equal(run(apg, white, sampler), run(apg, None, sampler))
+    # What Euler takes away and adds again is the same but for the last bit.
+    assert far(run(apg, black, sampler), PICTURE) <= (1e-6 if sampler == "euler" else 0.0)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (128, 128), (4, 4)])
