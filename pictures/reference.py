@@ -124,7 +124,8 @@ def prepare(pixels: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
         resized = Image.fromarray(eight_bits.numpy()).resize(scaled, Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(resized)).float() / 255
     left, top = (width % GRID) // 2, (height % GRID) // 2
-    return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID]
+    # A convolution rounds otherwise where the pixels lie otherwise in memory.
+    return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID].contiguous()
 
 
 def in_colour(pixels: torch.Tensor) -> torch.Tensor:
