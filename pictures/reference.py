@@ -122,7 +122,8 @@ def prepare(pixels: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
     if pixels.shape[:2] != (height, width):
         pixels = as_pixels(as_picture(pixels).resize(scaled, Image.Resampling.LANCZOS))
     left, top = (width % GRID) // 2, (height % GRID) // 2
-    return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID]
+    # A convolution rounds otherwise where the pixels lie otherwise in memory.
+    return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID].contiguous()
 
 
 def in_colour(pixels: torch.Tensor) -> torch.Tensor:
