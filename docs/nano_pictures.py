@@ -29,6 +29,8 @@ PROMPTS = (
 SOURCE = "a large white circle at the bottom, on a green background"
 # As large as all of these.
 AGAINST = "a large red circle in the middle, on a purple background"
+# What is drawn in a part of `SOURCE`: left, top, right and bottom of its mask, in pixels.
+INPAINTED, MASKED = "a large red triangle in the middle, on a green background", (72, 8, 120, 56)
 SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()
 # Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
@@ -386,8 +388,45 @@ def probe(server: api.Server) -> Image.Image:
     return shown.resize((WIDTH, round(shown.height * WIDTH / shown.width)), Image.Resampling.LANCZOS)
 
 
+def inpainted(server: api.Server) -> Image.Image:
+    """A picture, the part around a mask, what is made of it, and the whole."""
+    prompt = prompt_of(Row(""), INPAINTED)
+    left, top, right, bottom = MASKED
+    box = {"value": 1.0, "width": right - left, "height": bottom - top}
+    inpaint = {
+        "other": ("CLIPTextEncode", {"clip": ["loader", 1], "text": SOURCE}),
+        "all": ("KleinKitScheduler", scheduler(STEPS)["inputs"]),
+        "source": ("SamplerCustom", sampler("loader", 4.0, "other", "all", "empty", SOURCE_SEED)["inputs"]),
+        "picture": ("VAEDecode", {"samples": ["source", 0], "vae": ["loader", 2]}),
+        "black": ("SolidMask", {"value": 0.0, "width": NANO_PIXELS, "height": NANO_PIXELS}),
+        "white": ("SolidMask", box),
+        "mask": (
+            "MaskComposite",
+            {"destination": ["black", 0], "source": ["white", 0], "x": left, "y": top, "operation": "add"},
+        ),
+        "crop": ("KleinKitInpaintCrop", {"image": ["picture", 0], "mask": ["mask", 0], "padding": 8}),
+        "part": ("VAEEncode", {"pixels": ["crop", 0], "vae": ["loader", 2]}),
+        "masked": ("SetLatentNoiseMask", {"samples": ["part", 0], "mask": ["crop", 1]}),
+        "stitch": ("KleinKitInpaintStitch", {"image": ["decode", 0], "crop": ["crop", 2]}),
+    }
+    prompt |= {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in inpaint.items()}
+    prompt["sample"] = sampler("loader", 4.0, "positive", "sigmas", "masked", SEED)
+    del prompt["save"]
+    pictures = []
+    for shown in ("picture", "crop", "decode", "stitch"):
+        prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": [shown, 0], "filename_prefix": "help"}}
+        outcome = api.queue(server, prompt, timeout=None)
+        if outcome.error:
+            raise RuntimeError("\n".join(api.sentences(outcome.error)))
+        [path] = api.pictures(server, outcome)
+        pictures.append(Image.open(path).convert("RGB"))
+    ImageDraw.Draw(pictures[0]).rectangle((left, top, right - 1, bottom - 1), outline=PAPER)
+    return strip([("the mask, the part", pictures[:2]), ("made anew, put back", pictures[2:])])
+
+
 # Of other things than strips.
 OTHERS = {
+    "KleinKitInpaintCrop": inpainted,
     "KleinKitContactSheet": lambda server: last_of(server, "7 Klein Guidance Study", WIDTH),
     # The first to run a workflow: what ComfyUI keeps is not drawn.
     "KleinKitProbe": probe,

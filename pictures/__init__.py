@@ -1,0 +1,1 @@
+"""What becomes of a picture before a model sees it: pure functions."""
