@@ -4,14 +4,21 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# The first, and where nothing is recorded for gradients the others, which otherwise call it.
+SCALARS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.item.default,
+    torch.ops.aten.is_nonzero.default,
+)
+
 
 class ScalarReads(TorchDispatchMode):
-    """Counts `aten::_local_scalar_dense`: a number that the host waits for."""
+    """Counts a number that the host waits for."""
 
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
+        self.count += function in SCALARS
         return function(*args, **kwargs or {})
 
 
