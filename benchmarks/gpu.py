@@ -16,6 +16,7 @@ from ..harness.inside import enter
 from . import gpu_rows
 from .device import Device
 from .gpu_table import ROUNDS, as_text, measure
+from .guidance import attention_as_on_a_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".reports"
@@ -138,6 +139,8 @@ def run(options):
     enter()
     if device.on_gpu and device.free() > ROOM:
         importlib.import_module("comfy.cli_args").args.highvram = True
+    if not device.on_gpu:
+        attention_as_on_a_gpu()
     facts = facts_of(device) | {"matrix_peak": device.matrix_peak()}
     print(*(f"{name}: {value}" for name, value in facts.items() if name != "missing"), sep="\n")
     print(*(f"Without {name}, {OPTIONAL[name]}." for name in facts["missing"]), "", sep="\n", flush=True)

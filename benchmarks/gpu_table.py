@@ -36,8 +36,8 @@ def measure(group, device, seconds, rounds=ROUNDS):
         one["graphs"] = counters["stats"]["unique_graphs"] - graphs if group.graphs else None
         one["peak"] = device.peak(functools.partial(row.work, group.steps, nothing))
         if group.waits:
-            first, more = (device.waits(functools.partial(row.work, steps, nothing)) for steps in (1, 3))
-            one["waits"] = (more - first) / 2
+            first, more = (device.waits(functools.partial(row.work, steps, nothing)) for steps in (1, 2))
+            one["waits"] = more - first
         if row.passes:
             one["operations"] = operations(functools.partial(row.work, 1, nothing))
     begin = time.monotonic()

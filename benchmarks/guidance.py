@@ -33,6 +33,12 @@ def runner(model, cfg, steps, side=LATENT_SIDE, text_width=TEXT_WIDTH, **conditi
     return functools.partial(sample, model, sigmas, noise, positive, negative, cfg)
 
 
+def attention_as_on_a_gpu():
+    """Have Klein take torch's attention, ComfyUI's default on a GPU. On a CPU ComfyUI takes another, which goes by memory."""
+    attentions, flux = (importlib.import_module(f"comfy.ldm.{name}") for name in ("modules.attention", "flux.math"))
+    flux.optimized_attention = attentions.attention_pytorch
+
+
 def main(arguments):
     enter()
     ours = importlib.import_module("..nodes.guidance", __package__)
