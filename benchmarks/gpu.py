@@ -28,6 +28,7 @@ SIDES, SMALL_SIDES = (64, 128), (4, 8)
 # What a card needs for models to be made and to stay where they run: both Kleins, and a second one.
 ROOM = 60e9
 OPTIONAL = {
+    "diffusers": "in version 0.42 or newer, FLUX 3's stand-in is not measured",
     "triton": "torch.compile goes no further than its graphs",
     "xformers": "ComfyUI takes another attention",
     "sageattention": "ComfyUI takes another attention",
@@ -50,6 +51,14 @@ def from_files(files):
     return [gpu_rows.Subject(file.stem, lambda file=file: klein(file)) for file in files]
 
 
+def missing():
+    """Of the optional packages those that are not there, or are too old."""
+    gone = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+    if "diffusers" not in gone and not hasattr(importlib.import_module("diffusers"), "Flux3Transformer2DModel"):
+        gone.append("diffusers")
+    return gone
+
+
 def facts_of(device):
     """Card, driver and versions."""
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
@@ -59,11 +68,11 @@ def facts_of(device):
         "comfyui": importlib.import_module("comfyui_version").__version__,
         "kleinkit": version,
         "attention": attention.__name__,
-        "missing": [name for name in OPTIONAL if importlib.util.find_spec(name) is None],
+        "missing": missing(),
     }
 
 
-def plan(options, device, compiler):
+def plan(options, device, gone):
     """All that is to be measured: `[(subject or None, group, seconds that it needs at least)]`."""
     subjects, encoders = (gpu_rows.small_sizes if options.small else gpu_rows.true_sizes)(device)
     if options.model:
@@ -74,6 +83,10 @@ def plan(options, device, compiler):
         for name, rows in encoders.items()
     ]
     groups += [(subject, group, 0) for subject in subjects for group in gpu_rows.groups_of(subject, sides)]
+    if "diffusers" not in gone and not options.model:
+        flux3 = gpu_rows.flux3(device, options.small)
+        groups.append((flux3, gpu_rows.beside_comfyui(flux3, sides[0]), 0))
+    compiler = "inductor" if device.on_gpu and "triton" not in gone else "eager"
     compiling = gpu_rows.compiling(subjects[0], sides[0], compiler)
     return [*groups, (subjects[0], compiling, 0 if options.small else SECONDS_TO_COMPILE)]
 
@@ -144,9 +157,8 @@ def run(options):
     facts = facts_of(device) | {"matrix_peak": device.matrix_peak()}
     print(*(f"{name}: {value}" for name, value in facts.items() if name != "missing"), sep="\n")
     print(*(f"Without {name}, {OPTIONAL[name]}." for name in facts["missing"]), "", sep="\n", flush=True)
-    compiler = "inductor" if device.on_gpu and "triton" not in facts["missing"] else "eager"
     with torch.inference_mode():
-        lines, left_out = measure_all(plan(options, device, compiler), device, facts["matrix_peak"], options.small)
+        lines, left_out = measure_all(plan(options, device, facts["missing"]), device, facts["matrix_peak"], options.small)
     seconds = round(time.monotonic() - begin, 1)
     path = REPORTS / ("gpu-small.json" if options.small else "gpu.json")
     path.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..tests.helpers.files import klein, qwen3
+from ..tests.helpers.flux3 import SIZE, TRUE_SIZE, stand_in
 from ..tests.helpers.sampling import short
 from .guidance import TEXT_TOKENS, runner
 from .loader import MOST_OF_THE_LAYERS
@@ -346,6 +347,12 @@ def groups_of(subject, sides):
     return groups
 
 
+def beside_comfyui(subject, side):
+    """The group of a model that shows least: what rules cost, and skip-layer beside ComfyUI's."""
+    title = f"{subject.name}, {16 * side}×{16 * side}, cfg 4"
+    return Group(title, functools.partial(at_cfg_4, subject, side, False), side=side)
+
+
 def compiling(subject, side, backend):
     """The group of torch.compile, which takes long before it is fast."""
     title = f"{subject.name}, {16 * side}×{16 * side}, torch.compile ({backend})"
@@ -372,6 +379,12 @@ def small_sizes(device):
     config = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
     qwens = {"a small Qwen3": ("qwen3_4b", qwen3(hidden=64, intermediate=128, heads=1, kv_heads=1), config)}
     return subjects_of(kleins, device, short), encoders_of(qwens, device)
+
+
+def flux3(device, small):
+    """FLUX 3 Klein (base) as diffusers' own transformer in ComfyUI's `BaseModel`, also for a ComfyUI without FLUX 3."""
+    size = SIZE if small else TRUE_SIZE
+    return Subject("FLUX 3 Klein's stand-in", lambda: stand_in(device=device.device, dtype=device.dtype, **size))
 
 
 def subjects_of(kleins, device, finish=lambda model: model):

@@ -21,6 +21,7 @@ GROUPS = {
     "a small Klein, 64×64, with a second model": 2,
     "a small Klein, 128×128, cfg 4": 4,
     "a small Klein, 128×128, cfg 1": 3,
+    "FLUX 3 Klein's stand-in, 64×64, cfg 4": 4,
     "a small Klein, 64×64, torch.compile (eager)": 4,
 }
 
