@@ -1,6 +1,7 @@
 """Klein at its true size on a GPU, of random weights, beside plain CFG and ComfyUI's own nodes: times, memory and waits."""
 
 import argparse
+import functools
 import gc
 import importlib
 import importlib.util
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.families import FLUX2_KLEIN
 from ..harness.inside import enter
 from . import gpu_rows
 from .device import Device
@@ -37,18 +39,20 @@ OPTIONAL = {
 
 
 def from_files(files):
-    """A `Subject` for each Klein file."""
+    """A `Subject` for each file of a FLUX.2 [klein], which is loaded when it is measured."""
     load = importlib.import_module("comfy.sd").load_diffusion_model
     family = importlib.import_module("..engine.family", __package__)
 
     def klein(file):
         model = load(str(file))
-        found = family.family_of_model(model.model)
-        if found is not family.FAMILIES["flux2"]:
-            raise ValueError(f"Expected the file of a FLUX.2 [klein], but {file} holds {type(model.model).__name__}.")
+        if family.family_of_model(model.model) is not FLUX2_KLEIN:
+            sys.exit(f"Expected the file of a FLUX.2 [klein], but {file} holds a {type(model.model).__name__}.")
         return model
 
-    return [gpu_rows.Subject(file.stem, lambda file=file: klein(file)) for file in files]
+    for file in files:
+        if not file.is_file():
+            sys.exit(f"Expected the file of a FLUX.2 [klein], but there is no {file}.")
+    return [gpu_rows.Subject(file.stem, functools.partial(klein, file)) for file in files]
 
 
 def missing():
@@ -155,7 +159,9 @@ def run(options):
     if not device.on_gpu:
         attention_as_on_a_gpu()
     facts = facts_of(device) | {"matrix_peak": device.matrix_peak()}
-    print(*(f"{name}: {value}" for name, value in facts.items() if name != "missing"), sep="\n")
+    plain = {name: value for name, value in facts.items() if name not in ("missing", "matrix_peak")}
+    print(*(f"{name}: {value}" for name, value in plain.items()), sep="\n")
+    print(f"matrix peak: {facts['matrix_peak'] / 1e12:.2f} TFLOP/s")
     print(*(f"Without {name}, {OPTIONAL[name]}." for name in facts["missing"]), "", sep="\n", flush=True)
     with torch.inference_mode():
         lines, left_out = measure_all(plan(options, device, facts["missing"]), device, facts["matrix_peak"], options.small)

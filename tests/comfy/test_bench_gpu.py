@@ -95,6 +95,19 @@ def test_without_a_gpu_it_says_so(monkeypatch):
         gpu.main([])
 
 
+def test_real_files_are_measured_as_they_are(comfy, models, tmp_path):
+    from kleinkit.benchmarks import gpu
+
+    [subject] = gpu.from_files([models["base"]])
+    assert (subject.name, subject.layer) == (models["base"].stem, "2")
+    [row, *_] = gpu.gpu_rows.at_cfg_4(subject, 4, whole=False)
+    marks = []
+    row.work(2, lambda *_: marks.append(1))
+    assert len(marks) == 3
+    with pytest.raises(SystemExit, match="but there is no"):
+        gpu.from_files([tmp_path / "none.safetensors"])
+
+
 @pytest.mark.parametrize("more", (["sigmas", "--small"], ["gpu", "sigmas"], ["--small"]))
 def test_gpu_stands_alone(more):
     with pytest.raises(SystemExit, match="^gpu stands alone"):
