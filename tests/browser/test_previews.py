@@ -178,7 +178,7 @@ def test_sampler_and_loader_in_a_subgraph_are_known_outside(page, sampled):
     choose(page, loader, "diffusion_model", DISTILLED)
     expect(figure(page, "8 steps: 8 of 8 passes.")).to_be_visible()
     for one in (loader, sampler):
-        page.evaluate("(id) => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", one)
+        page.evaluate("(id) => void app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", one)
     put_mode(page, cfg, BYPASS)
     put_mode(page, cfg, BYPASS)
     expect(figure(page, "8 steps: 8 of 8 passes. distilled model: cfg 5 counts as 1")).to_be_visible()

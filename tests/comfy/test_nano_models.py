@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from kleinkit.nano import metrics, world
+from kleinkit.nano import edits, metrics, world
 from kleinkit.nano.build import SHIPPED
 from kleinkit.nano.train import pictures
 from safetensors import safe_open
@@ -78,6 +78,33 @@ def test_guidance_finds_what_the_prompt_says(right):
 
 def test_distilled_draws_the_prompt_in_four_steps(right):
     assert right("distilled", 1.0, 4) >= 0.75
+
+
+def test_distilled_does_what_an_edit_asks(family, run_node):
+    """Pictures through the VAE and Klein References, as a user's graph has them."""
+    model, clip, vae = family["distilled"]
+    some = edits.held_out(COUNT, np.random.RandomState(6))
+    rng = np.random.RandomState(7)
+    drawn = [metrics.from_signed(part) for part in edits.drawn(some, rng)]
+    shown = [torch.from_numpy(part.repeat(world.CELL, 1).repeat(world.CELL, 2)).float() for part in drawn]
+    made = []
+    for i, sentence in enumerate(some.sentences()):
+        images = [part[i : i + 1] for part in shown[: 1 + (some.kind[i] == edits.PAIR)]]
+        positive, negative, latent, width, height = run_node(
+            "KleinKitReferences",
+            positive=run_node("CLIPTextEncode", clip=clip, text=sentence)[0],
+            negative=run_node("CLIPTextEncode", clip=clip, text="")[0],
+            vae=vae,
+            images={f"image_{number}": picture for number, picture in enumerate(images, 1)},
+            size={"size": "keep"},
+            latent_from={"latent_from": "first picture"},
+        )
+        assert (width, height) == (128, 128) and latent["samples"].shape == (1, 128, 8, 8)
+        noise = torch.from_numpy(rng.standard_normal(latent["samples"].shape).astype(np.float32))
+        made.append(comfy_run(model, sigmas_of(run_node, 4), noise, positive, negative, 1.0))
+    cells = metrics.from_signed(pictures(torch.cat(made).flatten(2).transpose(1, 2)))
+    found = metrics.edited(cells, drawn[2], some)
+    assert found["asked"] >= 0.6 and found["kept"] >= 0.7
 
 
 @pytest.mark.parametrize("role", ["base", "distilled"])
