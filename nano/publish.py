@@ -63,10 +63,37 @@ def paired_table(name):
 
 
 def publish_edits():
-    """Write the tables of `edit_study` into nano's README file."""
+    """Write the tables of `edit_study` into nano's README file, and its plot."""
     path = ROOT / "nano" / "README.md"
     known = edit_study.results()
+    if {"cfg", "image_cfg"} <= known.keys():
+        plot_edits(known).savefig(ROOT / "assets" / "nano-edits.png", dpi=110, metadata={"Software": None})
     path.write_text(filled(path.read_text("utf-8"), {f"edits {name}": edit_table(known[name]) for name in known}), "utf-8")
+
+
+def plot_edits(known):
+    """A figure: what edits do and keep over cfg, and over the picture's own scale at each cfg."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    over_cfg, *over_scale = figure.subplots(1, 3, sharey=True)
+    plain = {float(row.split("cfg ")[1]): found for row, found in known["cfg"].items() if row.startswith("base")}
+    for name in ("asked", "kept"):
+        cfgs = sorted(plain)
+        over_cfg.plot(cfgs, [100 * plain[cfg][name] for cfg in cfgs], "o-", label=name)
+    over_cfg.set(xlabel="cfg", ylabel="%", title="plain CFG")
+    over_cfg.legend()
+    scaled = {}
+    for row, found in known["image_cfg"].items():
+        scale, cfg = re.fullmatch(r"(?:image_scale (\S+), )?cfg (\S+)", row).groups()
+        scaled.setdefault(cfg, {})[float(scale or 1)] = found
+    for axes, name in zip(over_scale, ("asked", "kept"), strict=True):
+        for cfg in sorted(scaled, key=float):
+            scales = sorted(scaled[cfg])
+            axes.plot(scales, [100 * scaled[cfg][scale][name] for scale in scales], "o-", label=f"cfg {cfg}")
+        axes.set(xlabel="image_scale", title=f"{name}, Klein Image CFG")
+        axes.legend()
+    for axes in (over_cfg, *over_scale):
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def edit_table(results):
