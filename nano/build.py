@@ -1,5 +1,6 @@
 """Write the nano family to disk: FLUX.2 [klein]'s architecture; trained weights, and those that come from a seed."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -119,7 +120,7 @@ def knows_taef2(comfyui):
 def build(models, comfyui):
     """Write the nano family into a ComfyUI `models` folder, where `KleinKitLoader` and ComfyUI's loaders find it.
 
-    Files that are already there are kept. A file appears under its name only when it is whole.
+    Files that are already there are kept, but for trained models of an earlier version. A file appears under its name only when it is whole.
 
     Args:
         models: the folder, which need not exist.
@@ -147,7 +148,7 @@ def build(models, comfyui):
         "vae": vae.flux2,
     }
     for role, path in files.items():
-        if path.exists():
+        if path.exists() and (role not in SHIPPED or filecmp.cmp(path, SHIPPED[role], shallow=False)):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
