@@ -33,7 +33,7 @@ SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()
 # Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
 CELL, GAP, LABEL = 11, 16, 40
-PROBED = "8 Klein Probe and Report"
+PROBED = "16 Klein Probe and Report"
 # A plot of six panels needs more room than others.
 REPORT_WIDTH = 900
 PAPER, INK = "#ffffff", "#222222"
@@ -388,7 +388,7 @@ def probe(server: api.Server) -> Image.Image:
 
 # Of other things than strips.
 OTHERS = {
-    "KleinKitContactSheet": lambda server: last_of(server, "7 Klein Guidance Study", WIDTH),
+    "KleinKitContactSheet": lambda server: last_of(server, "15 Klein Guidance Study", WIDTH),
     # The first to run a workflow: what ComfyUI keeps is not drawn.
     "KleinKitProbe": probe,
     "KleinKitReport": lambda server: last_of(server, PROBED, REPORT_WIDTH),

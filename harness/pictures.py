@@ -12,7 +12,7 @@ from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
 
 ASSETS = WORKFLOWS.parent / "assets"
 # What the README shows of a workflow, besides the first in the editor: its last picture.
-REPORT = "8 Klein Probe and Report"
+REPORT = "16 Klein Probe and Report"
 SHOWN = {STUDY: "guidance-study", REPORT: "report"}
 SCREENSHOT = "klein-first-picture.jpg"
 # Of a thumbnail, and of a picture of the README.
@@ -23,7 +23,7 @@ EDITOR = (1400, 900)
 
 def for_installed(graph, server):
     """A workflow as it is where its model is installed, else for the nano family."""
-    [loader] = nodes(graph, "KleinKitLoader")
+    loader = nodes(graph, "KleinKitLoader")[0]
     installed = loader["widgets_values"][0] in api.get(server, "/models/diffusion_models")
     return graph if installed else for_nano(graph)
 

@@ -243,7 +243,7 @@ def test_a_workflow_of_flux3_says_which_comfyui_it_needs(page, server, name):
 
 
 def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
-    graph = for_nano(read("2 Klein Text to Image (Distilled)"))
+    graph = for_nano(read("02 Klein Text to Image (Distilled)"))
     [loader] = nodes(graph, "KleinKitLoader")
     put(loader, diffusion_model=FILE)
     for prompt in nodes(graph, "CLIPTextEncode"):
@@ -261,7 +261,7 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
 
 def test_a_probe_draws_a_run_while_it_goes(page, server):
     api.forget(server)
-    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("8 Klein Probe and Report")))
+    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("16 Klein Probe and Report")))
     shorten(page, 8)
     # From afar the editor draws no widgets.
     page.evaluate("""() => {
