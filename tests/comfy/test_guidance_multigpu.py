@@ -2,34 +2,13 @@
 
 import pytest
 import torch
+from guidance_nodes import EVERY_NODE
 from releases import is_older
 from sampling import comfy_run, conditioning, embeddings, latent_noise, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.4, 0.0])
 REFERENCE = {"reference_latents": [latent_noise(32, 32, seed=3)]}
-NODES = {
-    "none": {},
-    "KleinKitCFG": dict(schedule={"schedule": "diminishing", "cutoff": 0.8}, unguided="unconditional"),
-    "KleinKitCFGZeroStar": dict(optimized_scale=True, zero_init_steps=1),
-    "KleinKitSkipLayerGuidance": dict(
-        scale=2.0, double_layers="1", single_layers="1", start=0.0, end=1.0, mode="attention", rescale=0.3
-    ),
-    "KleinKitSEG": dict(scale=2.0, double_layers="1", single_layers="1", start=0.0, end=1.0, blur_sigma=1.0),
-    "KleinKitRenorm": dict(mode="token", strength=0.7, shrink_only=False),
-    "KleinKitSlerpCFG": {},
-    "KleinKitImageCFG": dict(image_scale=2.0),
-    "KleinKitBaseUncond": {},
-    "KleinKitAutoGuidance": dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
-    "KleinKitMomentum": dict(alpha=0.5, beta=0.6, start=0.0, end=1.0),
-    "KleinKitAdaptiveGuidance": dict(threshold=0.9),
-    "KleinKitNAG": dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
-    "KleinKitAPG": dict(eta=0.0, norm_threshold=2.0, momentum=-0.5, space="denoised", start=0.0, scale=0.0),
-    "KleinKitMAMBOG": dict(alpha=2.0),
-    "KleinKitFDG": dict(shares="1, 0.2, 0.7"),
-    "KleinKitTCFG": {},
-    "KleinKitGuidance": dict(preset="faster"),
-    "KleinKitDynamicShift": {"shift": {"shift": "flux2"}},
-}
+NODES = {"none": {}, **EVERY_NODE, "KleinKitDynamicShift": {"shift": {"shift": "flux2"}}}
 
 
 def load(path):
@@ -57,7 +36,7 @@ def split(models, comfy):
 
 
 def test_every_guidance_node_is_here(pack):
-    assert NODES.keys() - {"none", "KleinKitDynamicShift"} == {node.__name__ for node in pack("nodes.guidance").NODES}
+    assert EVERY_NODE.keys() == {node.__name__ for node in pack("nodes.guidance").NODES}
 
 
 @pytest.mark.parametrize("unguided", ("reuse", "extrapolate"))

@@ -1,0 +1,83 @@
+"""Klein Inpaint Crop and Stitch in the real ComfyUI: what diffusers does not take, and pictures above its megapixel."""
+
+import pytest
+import torch
+from inpainting import mask_of
+
+RED = torch.tensor([1.0, 0.0, 0.0])
+
+
+def noise(height, width, batch=1, channels=3):
+    return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def crop(run_node):
+    return lambda image, mask, padding=8: run_node("KleinKitInpaintCrop", image=image, mask=mask, padding=padding)
+
+
+@pytest.fixture
+def stitch(run_node):
+    return lambda image, crop: run_node("KleinKitInpaintStitch", image=image, crop=crop)[0]
+
+
+def test_a_part_of_a_large_picture_is_cut_out_at_full_detail(crop, stitch):
+    image, mask = noise(1024, 2048), mask_of(100, 200, 612, 1224, size=(1024, 2048))
+    part, masked, where = crop(image, mask, 0)
+    # The size of a whole picture: a megapixel of the same shape. Here it is a little more than the part.
+    assert part.shape == (1, 720, 1440, 3) and masked.shape == (1, 720, 1440) and where.box == (200, 100, 1224, 612)
+    made = stitch(RED.expand_as(part), where)
+    assert torch.equal(made, torch.where(mask[..., None] > 0, RED, image))
+
+
+def test_a_part_of_the_size_of_a_picture_is_not_scaled(crop, stitch):
+    image, mask = noise(64, 96), mask_of(20, 10, 60, 90, size=(64, 96))
+    part, masked, where = crop(image, mask, 32)
+    assert torch.equal(masked, mask) and (part - image).abs().max() <= 0.5 / 255 + 1e-6
+    assert (stitch(part, where) - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_white_mask_is_the_whole_picture(crop):
+    assert crop(noise(64, 96), torch.ones(1, 64, 96))[2].box == (0, 0, 96, 64)
+
+
+def test_a_mask_of_another_size_is_scaled_to_the_picture(crop):
+    half, whole = mask_of(10, 8, 20, 24, size=(32, 48)), mask_of(20, 16, 40, 48, size=(64, 96))
+    ours, theirs = (crop(noise(64, 96), mask) for mask in (half, whole))
+    assert (ours[2].masks - whole).abs().max() < 0.5 and ours[1].shape == theirs[1].shape
+
+
+def test_every_picture_of_a_batch_has_its_mask_and_all_of_them_one_box(crop, stitch):
+    image = noise(64, 64, batch=2)
+    masks = torch.cat([mask_of(8, 8, 16, 16, size=(64, 64)), mask_of(24, 24, 40, 40, size=(64, 64))])
+    part, masked, where = crop(image, masks, 0)
+    assert where.box == (8, 8, 40, 40) and part.shape[0] == masked.shape[0] == 2
+    assert torch.equal(stitch(RED.expand_as(part), where), torch.where(masks[..., None] > 0, RED, image))
+
+
+def test_several_pictures_made_of_one_part_are_all_put_back(crop, stitch):
+    image, mask = noise(64, 64), mask_of(8, 8, 24, 24, size=(64, 64))
+    part, _, where = crop(image, mask)
+    made = stitch(torch.stack([part[0] * share for share in (0.0, 0.5, 1.0)]), where)
+    assert made.shape == (3, 64, 64, 3)
+    assert torch.equal(made[:, mask[0] == 0], image.expand_as(made)[:, mask[0] == 0])
+    assert made[0][mask[0] > 0].max() == 0.0 < made[1][mask[0] > 0].max() < made[2][mask[0] > 0].max()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_grey_picture_or_one_with_an_alpha_channel_is_taken_as_colour(crop, stitch, channels):
+    part, _, where = crop(noise(48, 48, channels=channels), mask_of(8, 8, 24, 24, size=(48, 48)))
+    assert part.shape[-1] == stitch(part, where).shape[-1] == 3
+
+
+@pytest.mark.parametrize(
+    "image, mask, says",
+    [
+        ((48, 48), torch.zeros(1, 48, 48), "`mask` to be white where the picture is to change, but nothing of it is masked"),
+        ((48, 48), torch.ones(2, 48, 48), r"`mask` to be one mask, or one for each picture \(1\), but got 2 masks"),
+        ((12, 48), torch.ones(1, 12, 48), "a picture of at least 16 × 16 pixels, but got 48 × 12"),
+    ],
+)
+def test_what_does_not_fit_gets_one_sentence(crop, image, mask, says):
+    with pytest.raises(ValueError, match=f"^Klein Inpaint Crop: Expected {says}"):
+        crop(noise(*image), mask)
