@@ -1,5 +1,6 @@
-"""References: pictures as latents, behind the prompts. All by ComfyUI's own nodes, so that they are what those make."""
+"""References: pictures as latents, behind the prompts. ComfyUI's own nodes do it, so that the results are theirs."""
 
+import logging
 from typing import Any
 
 import torch
@@ -7,78 +8,78 @@ from comfy.sd import VAE
 from comfy.utils import ProgressBar
 
 from ..checks import expected, in_node, sentence
-from ..pictures.reference import GRID, in_colour, prepare, prepared_size, scaled_size
+from ..pictures.reference import GRID, check_count, in_colour, prepare, prepared_size, scaled_size
 from .latent import CHANNELS
 from .native import call
 
-# As many as FLUX.2 and FLUX 3 are made for.
-MOST = 10
 Latent = dict[str, Any]
+# A picture and its size before the crop, in pixels.
+Scaled = tuple[torch.Tensor, tuple[int, int]]
 
 
-def encoded(
-    vae: VAE,
-    pictures: list[tuple[str, torch.Tensor]],
-    most: int | None,
-    size: tuple[int, int] | None,
-    mask: torch.Tensor | None,
-) -> tuple[list[Latent], Latent, int, int]:
-    """The references of pictures, and the latent that a run begins with.
+def pictures_of(images: dict[str, torch.Tensor], most: int | None) -> list[Scaled]:
+    """The pictures of some inputs in their order, each of a batch by itself, with the sizes that they are scaled to.
 
     Args:
-        vae: FLUX.2's.
-        pictures: `(name of the input, IMAGE [B, H, W, C])`; each picture of a batch is one reference.
-        most: the cap of a picture's pixels; None keeps its size.
-        size: width and height of the latent in pixels; None takes those of the first reference.
-        mask: [B, H, W], where the first picture is made anew, or None.
+        images: `{input: IMAGE [B, H, W, C]}`.
+        most: the cap on a picture's pixels; None keeps its size.
     Returns:
-        the references as LATENTs, the LATENT to sample, its width and height in pixels.
+        `([H, W, 3], size)` of each.
     Raises:
-        ValueError: no picture or too many, one too small for a token, a mask for a latent of another size, another VAE.
+        ValueError: no picture, too many, one that is too small, or something else.
     """
-    for name, batch in pictures:
+    found = []
+    for name, batch in images.items():
         if not (isinstance(batch, torch.Tensor) and batch.ndim == 4):
-            raise expected(f"images.{name}", "an IMAGE", batch)
-    each = [(name, in_colour(picture)) for name, batch in pictures for picture in batch]
-    if not 0 < len(each) <= MOST:
-        raise ValueError(sentence("images", f"1 to {MOST} pictures", f"got {len(each)}"))
-    if mask is not None and size is not None:
-        raise ValueError("A `mask` belongs to the first picture: set `latent_from` to first picture, or disconnect `mask`.")
-    for name, picture in each:
-        with in_node(f"`images.{name}`"):
-            prepared_size(picture.shape[1], picture.shape[0], most)
-    bar = ProgressBar(len(each))
-    references = []
-    for _, picture in each:
-        pixels = prepare(picture, scaled_size(picture.shape[1], picture.shape[0], most))
-        latent = call("VAEEncode", vae=vae, pixels=pixels[None])
-        check_vae(latent["samples"], pixels)
-        references.append(latent)
-        bar.update(1)
-    first = each[0][1]
-    width, height = size or prepared_size(first.shape[1], first.shape[0], most)
-    if mask is None:
-        made = call("EmptyFlux2LatentImage", width=width, height=height, batch_size=1)
-    else:
-        scaled = scaled_size(first.shape[1], first.shape[0], most)
-        masks = torch.stack([prepare(one, scaled) for one in mask.reshape(-1, *mask.shape[-2:])])
-        made = call("SetLatentNoiseMask", samples=references[0], mask=masks)
-    return references, made, width // GRID * GRID, height // GRID * GRID
+            raise expected(name, "an IMAGE", batch)
+        height, width = batch.shape[1:3]
+        with in_node(f"`{name}`"):
+            prepared_size(width, height, most)
+        found += [(picture, scaled_size(width, height, most)) for picture in in_colour(batch)]
+    check_count(len(found))
+    return found
 
 
-def check_vae(samples: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Check that a VAE made a FLUX.2 latent of a picture [h, w, 3].
+def encoded(vae: VAE, pictures: list[Scaled]) -> list[Latent]:
+    """The LATENT of each picture.
 
     Raises:
-        ValueError: it is another model's.
+        ValueError: it is another model's VAE.
     """
-    height, width, _ = pixels.shape
-    if tuple(samples.shape) != (1, CHANNELS, height // GRID, width // GRID):
-        raise ValueError(sentence("vae", "FLUX.2's (FLUX 3 has the same)", f"it makes latents {list(samples.shape)}"))
+    bar = ProgressBar(len(pictures))
+    latents = []
+    for picture, scaled in pictures:
+        pixels = prepare(picture, scaled)
+        latent = call("VAEEncode", vae=vae, pixels=pixels[None])
+        height, width, _ = pixels.shape
+        if tuple(latent["samples"].shape) != (1, CHANNELS, height // GRID, width // GRID):
+            raise ValueError(sentence("vae", "FLUX.2's, such as flux2-vae", f"its latents are {list(latent['samples'].shape)}"))
+        latents.append(latent)
+        bar.update(1)
+    return latents
 
 
-def referring(conditioning: list, references: list[Latent]) -> list:
+def referring(conditioning: list, latents: list[Latent]) -> list:
     """A CONDITIONING with references, by a chain of ComfyUI's ReferenceLatent."""
-    for latent in references:
+    for latent in latents:
         conditioning = call("ReferenceLatent", conditioning=conditioning, latent=latent)
     return conditioning
+
+
+def inpainting(latent: Latent, mask: torch.Tensor, scaled: tuple[int, int]) -> Latent:
+    """A picture's LATENT of which a part is made anew, by ComfyUI's SetLatentNoiseMask.
+
+    Args:
+        latent: of the picture.
+        mask: [B, H, W], 1 where it is made anew. One of another size than the picture's is stretched to it.
+        scaled: the picture's size in pixels before the crop, which the mask follows.
+    """
+    if not mask.any():
+        logging.warning("Klein References: The mask is black everywhere, so nothing is made anew. Paint it, or disconnect it.")
+    masks = [prepare(one, scaled) for one in mask.reshape(-1, *mask.shape[-2:])]
+    return call("SetLatentNoiseMask", samples=latent, mask=torch.stack(masks))
+
+
+def empty(width: int, height: int) -> Latent:
+    """The LATENT that a picture is made in, of a size in pixels, by ComfyUI's EmptyFlux2LatentImage."""
+    return call("EmptyFlux2LatentImage", width=width, height=height, batch_size=1)

@@ -7,12 +7,29 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice, sentence
-from ..engine.references import MOST, encoded, referring
-from ..pictures.reference import MEGAPIXEL
+from ..engine.references import empty, encoded, inpainting, pictures_of, referring
+from ..pictures.reference import GRID, LATENTS, MOST, SIZES, Choices, given_size, most_pixels
 
 IMAGES = tuple(f"image_{number}" for number in range(1, MOST + 1))
-MEGAPIXELS, KEEP = "megapixels", "keep"
-FIRST, GIVEN = "first picture", "width and height"
+TOOLTIPS = {
+    "megapixels": "A picture with more pixels is scaled down to this many, in units of 1024 × 1024.",
+    "width": "Of the picture that is made, in pixels.",
+    "height": "Of the picture that is made, in pixels.",
+}
+
+
+def _choice(id: str, choices: Choices, tooltip: str) -> io.DynamicCombo.Input:
+    """The input of a choice, with the numbers that each brings."""
+
+    def input_of(id: str, default: float, low: float, high: float) -> io.Int.Input | io.Float.Input:
+        kind, step = (io.Int, GRID) if isinstance(default, int) else (io.Float, low)
+        return kind.Input(id, default=default, min=low, max=high, step=step, tooltip=TOOLTIPS[id])
+
+    options = [
+        io.DynamicCombo.Option(choice, [input_of(one, *limits) for one, limits in inputs.items()])
+        for choice, inputs in choices.items()
+    ]
+    return io.DynamicCombo.Input(id, options=options, tooltip=tooltip)
 
 
 @names_itself
@@ -23,65 +40,44 @@ class KleinKitReferences(io.ComfyNode):
             node_id="KleinKitReferences",
             display_name="Klein References",
             category="KleinKit/editing",
-            description="Shows pictures to FLUX.2 [klein] or FLUX 3 Klein: scaled, cropped and encoded as Black Forest Labs "
-            "do it, behind both prompts.",
+            description="For edits: shows pictures to FLUX.2 [klein] or FLUX 3 Klein, behind both prompts. Each is scaled and "
+            "cropped as diffusers does it, and encoded once.",
             search_aliases=[
                 "edit",
-                "reference latent",
                 "image edit",
-                "kontext",
+                "reference latent",
+                "reference image",
                 "multi reference",
+                "combine images",
                 "inpaint",
-                "combine pictures",
+                "kontext",
             ],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The prompt: what is to change."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt."),
-                io.Vae.Input("vae", tooltip="FLUX.2's VAE. FLUX 3 has the same."),
+                io.Conditioning.Input("positive", tooltip="The prompt that says what is to change."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. It gets the pictures too."),
+                io.Vae.Input("vae", tooltip="FLUX.2's VAE, which is FLUX 3's too."),
                 io.Autogrow.Input(
                     "images",
                     template=io.Autogrow.TemplateNames(io.Image.Input("image"), names=list(IMAGES), min=1),
-                    tooltip=f"The pictures, in the order in which a prompt counts them. Each of a batch is one; at most {MOST}.",
+                    tooltip=f"1 to {MOST} pictures in the order in which the prompt may count them. Each of a batch is one.",
                 ),
-                io.DynamicCombo.Input(
+                _choice(
                     "size",
-                    options=[
-                        io.DynamicCombo.Option(
-                            MEGAPIXELS,
-                            [
-                                io.Float.Input(
-                                    "megapixels",
-                                    default=1.0,
-                                    min=0.01,
-                                    max=16.0,
-                                    step=0.01,
-                                    tooltip="The most that a picture keeps, in units of 1024 × 1024 pixels.",
-                                )
-                            ],
-                        ),
-                        io.DynamicCombo.Option(KEEP, []),
-                    ],
-                    tooltip="megapixels: what is larger is scaled down, each picture by itself. keep: every picture has its "
-                    "size. Both crop to multiples of 16.",
+                    SIZES,
+                    "megapixels: a picture with more pixels is scaled down, as diffusers does it at 1.0. keep: each keeps its "
+                    "size. Either way it is cropped to multiples of 16 pixels.",
                 ),
-                io.DynamicCombo.Input(
+                _choice(
                     "latent_from",
-                    options=[
-                        io.DynamicCombo.Option(FIRST, []),
-                        io.DynamicCombo.Option(
-                            GIVEN,
-                            [
-                                io.Int.Input("width", default=1024, min=16, max=16384, step=16, tooltip="In pixels."),
-                                io.Int.Input("height", default=1024, min=16, max=16384, step=16, tooltip="In pixels."),
-                            ],
-                        ),
-                    ],
-                    tooltip="The size of the picture that is made.",
+                    LATENTS,
+                    "The size of the picture that is made. first picture: that of the first, scaled and cropped. width and "
+                    "height: your own.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is made anew, black stays as it is in the first picture. It is scaled and cropped with it.",
+                    tooltip="For inpainting: white is made anew, black stays as it is in the first picture. It is scaled and "
+                    "cropped as that is.",
                 ),
             ],
             outputs=[
@@ -89,10 +85,10 @@ class KleinKitReferences(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the pictures."),
                 io.Latent.Output(
                     display_name="latent",
-                    tooltip="Empty; with a mask, the first picture, of which the white part is made anew.",
+                    tooltip="An empty latent for the sampler; with a mask, the first picture and what of it is made anew.",
                 ),
-                io.Int.Output(display_name="width", tooltip="Of the picture that is made, in pixels."),
-                io.Int.Output(display_name="height", tooltip="Of the picture that is made, in pixels."),
+                io.Int.Output(display_name="width", tooltip="Width of the latent in pixels."),
+                io.Int.Output(display_name="height", tooltip="Height of the latent in pixels."),
             ],
         )
 
@@ -104,10 +100,10 @@ class KleinKitReferences(io.ComfyNode):
         size: dict[str, Any] | None = None,
         latent_from: dict[str, Any] | None = None,
     ) -> bool | str:
-        # ComfyUI hands over all inputs that grow or bring others, and reports an answer only at inputs that arrive: `vae`.
+        # ComfyUI hands over each input that grows or brings others. It reports an answer only at inputs that arrive: `vae`.
         if not size:
-            return no_choice("size", (MEGAPIXELS, KEEP))
-        return True if latent_from else no_choice("latent_from", (FIRST, GIVEN))
+            return no_choice("size", SIZES)
+        return True if latent_from else no_choice("latent_from", LATENTS)
 
     @classmethod
     def execute(
@@ -123,10 +119,18 @@ class KleinKitReferences(io.ComfyNode):
     ) -> io.NodeOutput:
         if unknown:
             raise ValueError(sentence("images", f"{IMAGES[0]} to {IMAGES[-1]}", f"got {', '.join(unknown)}"))
-        most = int(size["megapixels"] * MEGAPIXEL) if size["size"] == MEGAPIXELS else None
-        given = (latent_from["width"], latent_from["height"]) if latent_from["latent_from"] == GIVEN else None
-        pictures = [(name, images[name]) for name in IMAGES if images.get(name) is not None]
-        references, latent, width, height = encoded(vae, pictures, most, given, mask)
+        size, latent_from = dict(size), dict(latent_from)
+        most, given = most_pixels(size.pop("size"), size), given_size(latent_from.pop("latent_from"), latent_from)
+        if mask is not None and given:
+            raise ValueError(
+                "A `mask` belongs to the first picture: choose first picture in `latent_from`, or disconnect `mask`."
+            )
+        named = {f"images.{name}": images[name] for name in IMAGES if images.get(name) is not None}
+        pictures = pictures_of(named, most)
+        references = encoded(vae, pictures)
+        _, scaled = pictures[0]
+        width, height = given or (scaled[0] // GRID * GRID, scaled[1] // GRID * GRID)
+        latent = empty(width, height) if mask is None else inpainting(references[0], mask, scaled)
         return io.NodeOutput(referring(positive, references), referring(negative, references), latent, width, height)
 
 

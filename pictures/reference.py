@@ -1,19 +1,82 @@
 """How a picture becomes a reference: its size, and its pixels.
 
 As in diffusers' Klein pipelines (`Flux2KleinPipeline.__call__` and `Flux2ImageProcessor`): a picture above the cap is scaled
-down to it by Lanczos on 8 bits a colour, then it is cropped to whole tokens around its middle. A smaller one is never enlarged.
+down to it by Lanczos on 8 bits a colour, then it is cropped to whole tokens around its middle. None is enlarged.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..checks import number, one_of, sentence
+
+# As many as FLUX.2 and FLUX 3 are made for.
+MOST = 10
 # The side of a token in pixels.
 GRID = 16
 # diffusers' cap, and what ComfyUI's nodes mean by a megapixel.
 MEGAPIXEL = 1024 * 1024
+# The inputs that each choice brings: their default, lowest and highest value.
+Choices = Mapping[str, Mapping[str, tuple[float, float, float]]]
+MEGAPIXELS, KEEP = "megapixels", "keep"
+SIZES: Choices = {MEGAPIXELS: {"megapixels": (1.0, 0.01, 16.0)}, KEEP: {}}
+FIRST, GIVEN = "first picture", "width and height"
+LATENTS: Choices = {FIRST: {}, GIVEN: {"width": (1024, 16, 16384), "height": (1024, 16, 16384)}}
+
+
+def chosen(name: str, choices: Choices, choice: Any, inputs: Mapping[str, Any]) -> list[Any]:
+    """The values of the inputs that a choice brings, in their order; those that are left out have their defaults.
+
+    Args:
+        name: of the choice.
+        choices: `SIZES` or `LATENTS`.
+        choice: what was chosen.
+        inputs: `{input: value}`, the names without that of the choice.
+    Raises:
+        ValueError: no such choice or input, or a value that does not fit.
+    """
+    one_of(name, choices, choice)
+    brought = choices[choice]
+    for key in inputs:
+        one_of(f"input of {name}", brought, key)
+    values = {key: inputs.get(key, default) for key, (default, _, _) in brought.items()}
+    for key, (_, low, high) in brought.items():
+        number(f"{name}.{key}", values[key], low, high)
+    return list(values.values())
+
+
+def most_pixels(choice: Any, inputs: Mapping[str, Any]) -> int | None:
+    """The cap on a picture's pixels that the input `size` means, or None without one.
+
+    Raises:
+        ValueError: as of `chosen`.
+    """
+    megapixels = chosen("size", SIZES, choice, inputs)
+    return int(megapixels[0] * MEGAPIXEL) if megapixels else None
+
+
+def given_size(choice: Any, inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height in whole tokens that the input `latent_from` gives, or None: those of the first picture count.
+
+    Raises:
+        ValueError: as of `chosen`.
+    """
+    size = chosen("latent_from", LATENTS, choice, inputs)
+    return (size[0] // GRID * GRID, size[1] // GRID * GRID) if size else None
+
+
+def check_count(count: int) -> None:
+    """Check that so many pictures can be references.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if not 0 < count <= MOST:
+        raise ValueError(sentence("images", f"1 to {MOST} pictures, of which each of a batch is one", f"got {count}"))
 
 
 def scaled_size(width: int, height: int, most: int | None) -> tuple[int, int]:
@@ -32,15 +95,17 @@ def scaled_size(width: int, height: int, most: int | None) -> tuple[int, int]:
 def prepared_size(width: int, height: int, most: int | None) -> tuple[int, int]:
     """The size in pixels of the reference that a picture becomes: whole tokens.
 
+    Args:
+        width, height, most: as of `scaled_size`.
     Raises:
         ValueError: nothing is left of a side.
     """
     scaled = scaled_size(width, height, most)
     if min(scaled) >= GRID:
         return scaled[0] // GRID * GRID, scaled[1] // GRID * GRID
-    became = "" if scaled == (width, height) else f", which the cap on its pixels makes {scaled[0]} × {scaled[1]}"
+    became = "" if scaled == (width, height) else f", which `size` makes {scaled[0]} × {scaled[1]}"
     raise ValueError(
-        f"Expected a picture of at least {GRID} × {GRID} pixels, but got {width} × {height}{became}; crop it, or scale it up."
+        f"Expected a picture of at least {GRID} × {GRID} pixels, but got {width} × {height}{became}: scale it up, or crop it."
     )
 
 
@@ -63,5 +128,5 @@ def prepare(pixels: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
 
 
 def in_colour(pixels: torch.Tensor) -> torch.Tensor:
-    """Three channels of a picture [..., C]: grey becomes colour, an alpha channel is left out."""
+    """Three channels of a picture [..., C]: grey becomes colour, an alpha channel is left out as ComfyUI's Load Image does."""
     return pixels[..., :1].expand(*pixels.shape[:-1], 3) if pixels.shape[-1] < 3 else pixels[..., :3]

@@ -11,6 +11,7 @@ from ..checks import sentence
 from .guidance import preview as preview_guidance
 from .guidance import preview_layers
 from .loader import suited
+from .references import preview as preview_references
 from .sigmas import preview as preview_sigmas
 from .sweep import preview as preview_sweep
 
@@ -20,6 +21,7 @@ PREVIEWS = {
     "/kleinkit/guidance": preview_guidance,
     "/kleinkit/layers": preview_layers,
     "/kleinkit/loader": suited,
+    "/kleinkit/references": preview_references,
     "/kleinkit/sweep": preview_sweep,
 }
 

@@ -3,6 +3,7 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { addFigure } from "./figure.js"
 import { behind, chainTo, has, linked, nodeOf, off, origin, slot, source, widgetOf } from "./graph.js"
+import { forgetSizes, sizeOf } from "./pictures.js"
 import { say } from "./words.js"
 
 const ASSUMED = { steps: 20, width: 1024, height: 1024 }
@@ -16,10 +17,13 @@ const PASSING = /^(Lora|ModelSampling|TorchCompile|KleinKit(DynamicShift|Probe)$
 const PRESET = "KleinKitGuidance"
 // The one that puts a guard on a distilled model.
 const LOADER = "KleinKitLoader"
+const REFERENCES = "KleinKitReferences"
+// Nodes whose picture is a file of the server's.
+const OF_FILES = ["LoadImage", "LoadImageOutput"]
 
 const followers = new Set()
 const heard = new WeakSet()
-const loaders = new Map()
+const answers = new Map()
 let planned
 
 /** Have every preview look whether something has changed, once this change is whole. */
@@ -61,12 +65,12 @@ function known(node, name) {
   if (!from) return undefined
   listen(from.node)
   if (from.widget) return from.widget.value
-  if (from.node.comfyClass !== LOADER) {
-    // A node that takes something in may make anything of it.
-    const alone = from.node.inputs?.every(({ link }) => link == null) ?? true
-    return alone ? widgetOf(from.node, "value")?.value : undefined
-  }
-  return ofLoader(from.node)?.[from.node.outputs[from.output].name]
+  const { name: output } = from.node.outputs[from.output]
+  if (from.node.comfyClass === LOADER) return ofLoader(from.node)?.[output]
+  if (from.node.comfyClass === REFERENCES) return ofReferences(from.node)?.made?.[output]
+  // A node that takes something in may make anything of it.
+  const alone = from.node.inputs?.every(({ link }) => link == null) ?? true
+  return alone ? widgetOf(from.node, "value")?.value : undefined
 }
 
 function loaderSettings(loader) {
@@ -79,24 +83,29 @@ function ofLoader(loader) {
   const settings = loaderSettings(loader)
   const files = widgetOf(loader, "diffusion_model").options.values
   if (settings.variant === undefined || !files.includes(settings.diffusion_model)) return undefined
-  const entry = askedLoader(settings)
-  return entry.answer
+  return asked("/kleinkit/loader", settings).answer
 }
 
-/** A question about a model, which many previews share; one that failed is asked again at the next change. */
-function askedLoader(settings) {
-  const text = JSON.stringify(settings)
-  if (!loaders.has(text)) {
+/** What the server makes of the pictures of a Klein References: undefined as `ofLoader`. */
+function ofReferences(node) {
+  const { settings, missing, says } = referencesSettings(node)
+  return says || missing.length ? undefined : asked("/kleinkit/references", settings).answer
+}
+
+/** A question that many previews share; one that failed is asked again at the next change. */
+function asked(path, settings) {
+  const text = path + JSON.stringify(settings)
+  if (!answers.has(text)) {
     const entry = {}
-    loaders.set(text, entry)
-    entry.promise = ask("/kleinkit/loader", settings).then((answer) => {
+    answers.set(text, entry)
+    entry.promise = ask(path, settings).then((answer) => {
       entry.answer = answer
       changed()
       return answer
     })
-    entry.promise.catch(() => loaders.delete(text))
+    entry.promise.catch(() => answers.delete(text))
   }
-  return loaders.get(text)
+  return answers.get(text)
 }
 
 /** The numbers of `names` that are known, and the names of the others. */
@@ -112,7 +121,12 @@ function leads(node, wanted) {
 
 /** The size of the latent at an input, where the node that makes it has one. */
 function latentSize(node, name) {
-  const { values, unknown } = numbers(source(node, name), ["width", "height"])
+  const maker = source(node, name)
+  if (maker?.comfyClass === REFERENCES) {
+    const { width, height } = ofReferences(maker)?.made ?? {}
+    return width && { width, height }
+  }
+  const { values, unknown } = numbers(maker, ["width", "height"])
   if (unknown.length) return undefined
   return { width: values.width - (values.width % CELL), height: values.height - (values.height % CELL) }
 }
@@ -159,6 +173,27 @@ const sigmaSettings = {
     const missing = [...unknown, ...run.unknown.filter((name) => sampler || name === "steps")]
     return { settings: { ...ASSUMED, ...run.values, ...size, ...values }, unknown: size ? missing : [...missing, "width", "height"] }
   },
+}
+
+/** The sizes `[width, height]` of the pictures that an input gets, null where one is not known. */
+function pictureSizes(node, index) {
+  const maker = origin(node, index)?.node
+  if (OF_FILES.includes(maker?.comfyClass)) {
+    const name = known(maker, "image")
+    return [typeof name === "string" ? sizeOf(name, changed) : null]
+  }
+  if (maker?.comfyClass !== "EmptyImage") return [null]
+  const { values, unknown } = numbers(maker, ["width", "height", "batch_size"])
+  return unknown.length ? [null] : Array(values.batch_size).fill([values.width, values.height])
+}
+
+/** Settings of `/kleinkit/references`, what of them is not known, and what is said instead of an answer. */
+function referencesSettings(node) {
+  const { values, unknown } = inputsOf(node)
+  const images = [...(node.inputs ?? []).entries()].filter(([, { name, link }]) => name.startsWith("images.") && link != null)
+  const pictures = images.flatMap(([index]) => pictureSizes(node, index))
+  const says = pictures.length ? undefined : say("Connect a picture to see what becomes of it.")
+  return { settings: { ...values, pictures }, missing: unknown, says }
 }
 
 /** The node that takes the model which a node hands on, and the nodes that this model passes before. */
@@ -350,6 +385,28 @@ function sweepFigure({ labels }, { done }) {
   return plainly(done && done <= labels.length ? say("{done} of {count} runs are done: {values}", values) : say("{count} runs: {values}", values))
 }
 
+/** 16384 as "16 384". */
+function grouped(number) {
+  return String(number).replace(/\B(?=(\d{3})+$)/g, "\u202f")
+}
+
+function referencesFigure({ pictures, made, references, total }) {
+  const words = ({ width, height, tokens }) => ({ width, height, tokens: grouped(tokens) })
+  const each = pictures.map((picture, index) =>
+    picture
+      ? say("picture {number}: {width}×{height}, {tokens} tokens", { number: index + 1, ...words(picture) })
+      : say("picture {number}: not known before the run", { number: index + 1 }),
+  )
+  const shares = { references: grouped(references), total: grouped(total) }
+  return plainly(
+    lines(
+      total && say("{references} of {total} tokens are references", shares),
+      made && say("makes {width}×{height}, {tokens} tokens", words(made)),
+      each,
+    ),
+  )
+}
+
 /** The names of the settings that the graph does not tell. */
 function missing(settings) {
   return Object.keys(settings).filter((name) => settings[name] === undefined)
@@ -385,6 +442,7 @@ const PREVIEWS = {
     figure: loaderFigure,
     lines: 3,
   },
+  KleinKitReferences: { path: "/kleinkit/references", settingsOf: referencesSettings, figure: referencesFigure, lines: 5 },
   KleinKitSkipLayerGuidance: LAYERS,
   KleinKitSEG: LAYERS,
   KleinKitAutoGuidance: LAYERS,
@@ -398,6 +456,9 @@ const PREVIEWS = {
     lines: 3,
   },
 }
+
+// What other nodes' previews go by too.
+const SHARED = ["/kleinkit/loader", "/kleinkit/references"]
 
 // When it is drawn
 
@@ -426,7 +487,7 @@ const OFF = {
 function preview(node, { path, settingsOf, figure, lines: height }) {
   const show = addFigure(node, "preview", `KLEINKIT_${path.split("/").pop().toUpperCase()}`, height)
   const ofModel = path === "/kleinkit/loader"
-  let asked, busy
+  let drawn, busy
 
   function fail(error) {
     if (!(error instanceof Refused)) console.error(error)
@@ -437,7 +498,8 @@ function preview(node, { path, settingsOf, figure, lines: height }) {
   async function draw(wanted) {
     if (wanted.off) return show({ ...plainly(wanted.off), off: true })
     if (wanted.missing?.length) return show(plainly(say("not known before the run: {parts}", { parts: wanted.missing.join(", ") })))
-    show(figure(ofModel ? await askedLoader(wanted.settings).promise : await ask(path, wanted.settings), wanted))
+    if (wanted.says) return show(plainly(wanted.says))
+    show(figure(SHARED.includes(path) ? await asked(path, wanted.settings).promise : await ask(path, wanted.settings), wanted))
   }
 
   async function look(again) {
@@ -451,8 +513,8 @@ function preview(node, { path, settingsOf, figure, lines: height }) {
         const wanted = without ? { off: OFF[without]() } : settingsOf(node)
         const text = JSON.stringify(wanted)
         // One question at a time: what changes meanwhile is asked at once afterwards.
-        if (text === asked && !again) break
-        asked = text
+        if (text === drawn && !again) break
+        drawn = text
         again = failed = false
         await draw(wanted).catch((error) => {
           failed = true
@@ -463,7 +525,7 @@ function preview(node, { path, settingsOf, figure, lines: height }) {
       fail(error)
     }
     // A model's file can change without a change of its name.
-    if (failed && ofModel) asked = undefined
+    if (failed && ofModel) drawn = undefined
     busy = false
   }
 
@@ -510,7 +572,8 @@ app.registerExtension({
     api.addEventListener("graphChanged", changed)
     api.addEventListener("progress", progressed)
     api.addEventListener("reconnected", () => {
-      loaders.clear()
+      answers.clear()
+      forgetSizes()
       followers.forEach((look) => look(true))
     })
   },

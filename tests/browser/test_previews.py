@@ -5,6 +5,7 @@ from editor import choose, connect, enter, figure, flux2, one_renderer, run
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
 from kleinkit.harness.workflow import NANO, change, for_nano, nodes, put, read
+from PIL import ExifTags, Image
 from playwright.sync_api import expect
 
 DISTILLED, BASE = (NANO[f"flux-2-klein-{variant}4b.safetensors"] for variant in ("", "base-"))
@@ -352,3 +353,66 @@ def test_symbols_are_explained(page):
     expect(head.get_by_title("mu: how much of the run is spent at high noise")).to_have_text("mu")
     expect(head.get_by_title("tokens: squares of 16×16 pixels")).to_have_text("tokens")
     expect(head.get_by_title("σ (sigma): the share of noise")).to_have_text("σ")
+
+
+@pytest.fixture
+def photos(server):
+    """Two pictures among the server's: one with no side of whole tokens, and one that its camera turned."""
+    folder = server.base / "input"
+    folder.mkdir(exist_ok=True)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (1500, 1003)).save(folder / "photo.png")
+    Image.new("RGB", (640, 320)).save(folder / "turned.jpg", exif=turned)
+    yield "photo.png", "turned.jpg [input]"
+    for name in ("photo.png", "turned.jpg"):
+        (folder / name).unlink()
+
+
+def load(page, node, name):
+    """Have Load Image show a picture, as its upload does."""
+    page.evaluate(
+        """([id, name]) => {
+        const widget = app.graph.getNodeById(id).widgets.find((widget) => widget.name === "image")
+        widget.value = name
+        widget.callback(name)
+    }""",
+        [node, name],
+    )
+
+
+def test_references_say_their_size_and_their_share(page, photos):
+    references, first, second, scheduler = add(page, "KleinKitReferences", "LoadImage", "LoadImage", "KleinKitScheduler")
+    expect(figure(page, "Connect a picture to see what becomes of it.")).to_be_visible()
+    load(page, first, photos[0])
+    connect(page, (first, 0, references, "images.image_1"), (references, 2, scheduler, "latent"))
+    # 1500 × 1003 is scaled to 1252 × 837.
+    shown = figure(page, "4\u202f056 of 8\u202f112 tokens are references.")
+    expect(shown).to_contain_text("makes 1248×832, 4\u202f056 tokens\npicture 1: 1248×832, 4\u202f056 tokens")
+    expect(figure(page, flux2(20, tokens=4056))).to_contain_text("for 1248×832, 4056 tokens")
+    load(page, second, photos[1])
+    connect(page, (second, 0, references, "images.image_2"))
+    expect(figure(page, "4\u202f856 of 8\u202f912 tokens are references.")).to_contain_text("picture 2: 320×640, 800 tokens")
+    choose(page, references, "latent_from", "width and height")
+    enter(page, references, "latent_from.width", 512)
+    expect(figure(page, "makes 512×1024, 2\u202f048 tokens")).to_contain_text("4\u202f856 of 6\u202f904 tokens are references")
+    connect(page, (references, 3, scheduler, "width"), (references, 4, scheduler, "height"))
+    page.evaluate("(id) => app.graph.getNodeById(id).disconnectInput(3)", references)
+    page.evaluate(
+        "([id, name]) => app.graph.getNodeById(id).disconnectInput(app.graph.getNodeById(id).findInputSlot(name))",
+        [scheduler, "latent"],
+    )
+    expect(figure(page, flux2(20, tokens=2048))).to_contain_text("for 512×1024, 2048 tokens")
+
+
+def test_a_picture_of_unknown_size_is_said_to_be_so(page, photos):
+    references, photo, scaled, batch = add(page, "KleinKitReferences", "LoadImage", "ImageScale", "EmptyImage")
+    load(page, photo, photos[0])
+    connect(
+        page, (photo, 0, scaled, "image"), (scaled, 0, references, "images.image_1"), (batch, 0, references, "images.image_2")
+    )
+    said = figure(page, "picture 1: not known before the run. picture 2: 512×512, 1\u202f024 tokens.")
+    expect(said).to_be_visible()
+    expect(said).not_to_contain_text("references")
+    enter(page, batch, "batch_size", 2)
+    expect(figure(page, "picture 3: 512×512")).to_be_visible()

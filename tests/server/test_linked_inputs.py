@@ -1,5 +1,7 @@
 """Every widget of every node works as a link too, and what comes through a link counts for ComfyUI's cache."""
 
+import itertools
+
 import pytest
 from files import write
 from kleinkit.harness import server as api
@@ -11,6 +13,8 @@ SOCKETS = {
     "MODEL": ["loader", 0],
     "IMAGE": ["image", 0],
     "LATENT": ["latent", 0],
+    "CONDITIONING": ["prompt", 0],
+    "VAE": ["loader", 2],
 }
 # It takes a model of a file of its own.
 ANOTHER_MODEL = "weak_model"
@@ -20,6 +24,7 @@ WITH_WIDGETS = (
     "KleinKitLoader",
     "KleinKitScheduler",
     "KleinKitDynamicShift",
+    "KleinKitReferences",
     "KleinKitCFG",
     "KleinKitCFGZeroStar",
     "KleinKitSkipLayerGuidance",
@@ -61,15 +66,18 @@ def default_of(spec):
 
 
 def cases(info):
-    """Prompts for one node, in which all its widgets are links: one for each choice of a dynamic list, else one."""
+    """Prompts for one node, in which all its widgets are links: one for each choice of its dynamic lists, else one."""
     specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     dynamic = {name: spec[1]["options"] for name, spec in specs.items() if kind_of(spec) == "COMFY_DYNAMICCOMBO_V3"}
-    [(combo, options)] = dynamic.items() or [(None, [None])]
-    for option in options:
+    for picked in itertools.product(*dynamic.values()):
         widgets = {name: spec for name, spec in specs.items() if kind_of(spec) in (*PRIMITIVES, "COMBO")}
         inputs = {name: SOCKETS[kind_of(spec)] for name, spec in specs.items() if kind_of(spec) in SOCKETS}
         inputs.pop(ANOTHER_MODEL, None)
-        if option:
+        for name, spec in specs.items():
+            if kind_of(spec) == "COMFY_AUTOGROW_V3":
+                [grown] = spec[1]["template"]["input"]["required"].values()
+                inputs |= {f"{name}.{one}": SOCKETS[kind_of(grown)] for one in spec[1]["template"]["names"]}
+        for combo, option in zip(dynamic, picked):
             inputs[combo] = option["key"]
             inner = {**option["inputs"].get("required", {}), **option["inputs"].get("optional", {})}
             widgets |= {f"{combo}.{name}": spec for name, spec in inner.items()}
@@ -77,6 +85,7 @@ def cases(info):
             "loader": {"class_type": "KleinKitLoader", "inputs": LOADER},
             "image": {"class_type": "EmptyImage", "inputs": dict(width=64, height=64, batch_size=1, color=0)},
             "latent": {"class_type": "EmptyFlux2LatentImage", "inputs": dict(width=64, height=64, batch_size=1)},
+            "prompt": {"class_type": "CLIPTextEncode", "inputs": dict(clip=["loader", 1], text="")},
         }
         for name, spec in widgets.items():
             more, inputs[name] = linked(name, kind_of(spec), FITTING.get(name, default_of(spec)))

@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.harness import server as api
 from kleinkit.harness.workflow import NANO
-from prompts import JSON, guided
+from prompts import JSON, LOADER, guided
 from safetensors import safe_open
 
 
@@ -369,6 +369,85 @@ def test_a_sweep_is_what_the_node_gives(server, post):
 )
 def test_a_sweep_that_is_none(post, settings, sentence):
     assert post(settings, path="/kleinkit/sweep") == (400, {"error": sentence})
+
+
+SETTINGS_OF_REFERENCES = [
+    {},
+    {"size": "keep"},
+    {"size.megapixels": 0.01, "latent_from": "first picture"},
+    {"latent_from": "width and height", "latent_from.width": 100, "latent_from.height": 64},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS_OF_REFERENCES, ids=str)
+def test_references_are_those_of_the_node(server, post, settings):
+    """Sizes by what ComfyUI makes of the latents; a token is a cell of a latent."""
+    sizes = [[199, 120], [64, 64], [20, 33]]
+    prompt = {
+        "loader": {"class_type": "KleinKitLoader", "inputs": LOADER},
+        "prompt": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": ""}},
+    }
+    common = {"positive": ["prompt", 0], "negative": ["prompt", 0], "vae": ["loader", 2]}
+    common |= {"size": "megapixels", "size.megapixels": 1.0, "latent_from": "first picture"} | settings
+    for place, (width, height) in enumerate(sizes, 1):
+        size = dict(width=width, height=height)
+        prompt[f"image {place}"] = {"class_type": "EmptyImage", "inputs": size | {"batch_size": 1, "color": 0}}
+        # A picture alone gives the latent its own size.
+        alone = common | {"images.image_1": [f"image {place}", 0], "latent_from": "first picture"}
+        prompt[f"alone {place}"] = {"class_type": "KleinKitReferences", "inputs": alone}
+        for output in (3, 4):
+            prompt[f"{place} {output}"] = {"class_type": "PreviewAny", "inputs": {"source": [f"alone {place}", output]}}
+    every = {f"images.image_{place}": [f"image {place}", 0] for place in range(1, 4)}
+    prompt["all"] = {"class_type": "KleinKitReferences", "inputs": common | every}
+    for output in (3, 4):
+        prompt[f"made {output}"] = {"class_type": "PreviewAny", "inputs": {"source": ["all", output]}}
+    outcome = api.queue(server, prompt)
+    assert outcome.error is None, api.sentences(outcome.error)
+
+    def sized(name):
+        width, height = (int(outcome.outputs[f"{name} {output}"]["text"][0]) for output in (3, 4))
+        return {"width": width, "height": height, "tokens": width * height // 256}
+
+    status, answer = post({"pictures": sizes, **settings}, path="/kleinkit/references")
+    pictures = [sized(place) for place in range(1, 4)]
+    references = sum(picture["tokens"] for picture in pictures)
+    total = references + sized("made")["tokens"]
+    wanted = {"pictures": pictures, "made": sized("made"), "references": references, "total": total}
+    assert (status, answer) == (200, wanted)
+
+
+def test_references_of_unknown_size(post):
+    answer = post({"pictures": [None, [1024, 1024]]}, path="/kleinkit/references")[1]
+    known = {"width": 1024, "height": 1024, "tokens": 4096}
+    assert answer == {"pictures": [None, known], "made": None, "references": None, "total": None}
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({}, "Expected `pictures` to be a list, but got None."),
+        ({"pictures": []}, "Expected `images` to be 1 to 10 pictures, of which each of a batch is one, but got 0."),
+        ({"pictures": [None] * 11}, "Expected `images` to be 1 to 10 pictures, of which each of a batch is one, but got 11."),
+        ({"pictures": [[]]}, "Picture 1: Expected `pictures` to be a list of [width, height], null where that is not known"),
+        ({"pictures": [None, 0]}, "Picture 2: Expected `pictures` to be a list of [width, height], null where that is not"),
+        ({"pictures": [[64, 10**9]]}, "Picture 1: Expected `height` to be a whole number between 1 and 1000000, but got"),
+        ({"pictures": [[64, 64.5]]}, "Picture 1: Expected `height` to be a whole number between 1 and 1000000, but got 64.5"),
+        ({"pictures": [[64, 1]]}, "Picture 1: Expected a picture of at least 16 × 16 pixels, but got 64 × 1: scale it up"),
+        ({"pictures": [None], "size": "large"}, "Expected `size` to be one of megapixels, keep, but got 'large'."),
+        ({"pictures": [None], "size.megapixels": 0}, "Expected `size.megapixels` to be a number between 0.01 and 16.0, but"),
+        (
+            {"pictures": [None], "size": "keep", "size.megapixels": 1},
+            "Expected `input of size` to be absent, but got 'megapixels'.",
+        ),
+        ({"pictures": [None], "latent_from": ["x"]}, "Expected `latent_from` to be one of first picture, width and height"),
+        ({"pictures": [None], "mask": True}, "Expected `setting` to be one of pictures, size, latent_from, but got 'mask'."),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_references_that_do_not_fit(post, settings, sentence):
+    status, answer = post(settings, path="/kleinkit/references")
+    assert status == 400 and list(answer) == ["error"]
+    assert answer["error"].startswith(sentence) and len(answer["error"]) < 400
 
 
 @pytest.fixture

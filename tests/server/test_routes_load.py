@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from kleinkit.harness import server as api
 from kleinkit.harness.workflow import NANO, WORKFLOWS
+from kleinkit.pictures.reference import LATENTS, MOST, SIZES
 from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS, SHIFT_CHOICES
 from kleinkit.scheduler.spacing import SPACINGS
 
@@ -65,6 +66,8 @@ def values(schema, name=None):
         return values(SCHEMAS[name])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
+    if "null" in schema["type"]:
+        return st.none() | values(schema | {"type": schema["type"][0]})
     if schema["type"] == "object":
         properties, required = schema["properties"], schema.get("required", ())
         return st.fixed_dictionaries(
@@ -76,7 +79,7 @@ def values(schema, name=None):
     if schema["type"] == "boolean":
         return st.booleans()
     if schema["type"] == "array":
-        return st.lists(values(schema["items"]), max_size=schema["maxItems"])
+        return st.lists(values(schema["items"]), min_size=schema.get("minItems", 0), max_size=schema["maxItems"])
     if schema["type"] == "integer":
         factor = schema.get("multipleOf", 1)
         return st.integers(schema["minimum"] // factor, schema["maximum"] // factor).map(lambda number: number * factor)
@@ -127,6 +130,13 @@ def test_description_names_the_limits_and_choices_of_the_code():
     assert found == LIMITS
     for name, choices in (("shift", SHIFT_CHOICES), ("spacing", SPACINGS), ("denoise_mode", DENOISE_MODES)):
         assert properties[name]["enum"] == list(choices)
+    properties = SCHEMAS["ReferencesSettings"]["properties"]
+    assert (properties["pictures"]["maxItems"], SCHEMAS["References"]["properties"]["pictures"]["maxItems"]) == (MOST, MOST)
+    for name, choices in (("size", SIZES), ("latent_from", LATENTS)):
+        assert properties[name]["enum"] == list(choices)
+        for key, (_, low, high) in [one for inputs in choices.values() for one in inputs.items()]:
+            schema = properties[f"{name}.{key}"]
+            assert (schema["minimum"], schema["maximum"]) == (low, high)
 
 
 def test_many_at_once_are_answered_as_described(post, record_property):
@@ -179,6 +189,7 @@ def test_many_at_once_are_answered_as_described(post, record_property):
         ),
         ("/kleinkit/layers", {"double_layers": "0-999," * 1200, "single_layers": "0-999," * 1200}),
         ("/kleinkit/sweep", {"values": "0:255," + " , " * 5000}),
+        ("/kleinkit/references", {"pictures": [[10**6, 10**6]] * 10, "size": "keep"}),
     ],
 )
 def test_the_most_work_that_one_request_can_ask_for(post, path, settings, record_property):
@@ -205,9 +216,10 @@ def test_the_routes_answer_while_a_prompt_is_sampled(server, post):
     def listen(kind, data):
         if kind == "progress" and not answers:
             bodies = dict.fromkeys(SPEC["paths"], {}) | {"/kleinkit/loader": LOADER, "/kleinkit/sweep": {"values": "1"}}
+            bodies["/kleinkit/references"] = {"pictures": [[1024, 1024], None]}
             answers.extend(post(body, path=path)[0] for path, body in [*bodies.items()] * 10)
             prompts.interrupt(server)
 
     # That it could still be interrupted shows that the answers came while it ran.
     outcome = api.queue(server, prompts.prompt(steps=1000, fault=None), listen)
-    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 50
+    assert api.sentences(outcome.error) == ["KSampler: interrupted"] and answers == [200] * 10 * len(SPEC["paths"])
