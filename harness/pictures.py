@@ -8,7 +8,7 @@ from PIL import Image
 from . import server as api
 from .demo import FIRST, STUDY, in_order, show_progress, with_comfyui
 from .editor import chromium, open_editor
-from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
+from .workflow import BYPASSED, EXAMPLES, WORKFLOWS, as_prompt, for_nano, names, nodes, read, tried
 
 ASSETS = WORKFLOWS.parent / "assets"
 # What the README shows of a workflow, besides the first in the editor: its last picture.
@@ -28,15 +28,28 @@ def for_installed(graph, server):
     return graph if installed else for_nano(graph)
 
 
-def run(server, name):
-    """Run a workflow; the pictures that it saves and shows, in the order of its nodes."""
+def run(server, name, graph=None):
+    """Run a workflow, or `graph`, a change of it; the pictures that it saves and shows, in the order of its nodes."""
     print(name)
-    prompt = as_prompt(for_installed(read(name), server))
+    prompt = as_prompt(graph or for_installed(read(name), server))
     outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
     print()
     if outcome.error:
         raise RuntimeError(f"{name}: " + "\n".join(api.sentences(outcome.error)))
     return [Image.open(path).convert("RGB") for path in in_order(server, outcome)]
+
+
+def loaded(name):
+    """The pictures that a workflow begins with; where the mask of one is white, it is."""
+    files = [EXAMPLES / node["widgets_values"][0] for node in nodes(read(name), "LoadImage")]
+    pictures = [Image.open(file).convert("RGBA") for file in files]
+    return [Image.alpha_composite(Image.new("RGBA", one.size, "white"), one).convert("RGB") for one in pictures]
+
+
+def variants(server, name):
+    """What a workflow makes on the nano family with each of the nodes that it has bypassed."""
+    numbers = [node["id"] for node in read(name)["nodes"] if node["mode"] == BYPASSED]
+    return [picture for number in numbers for picture in run(server, name, tried(read(name), number))]
 
 
 def side_by_side(pictures):
@@ -102,7 +115,7 @@ def main(arguments):
         for name in arguments or names():
             pictures = run(server, name)
             # A study's sheet has all its pictures on it.
-            shown = side_by_side(pictures[-1:] if name == STUDY else pictures)
+            shown = side_by_side(pictures[-1:] if name == STUDY else [*loaded(name), *pictures, *variants(server, name)])
             save(shown, WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)

@@ -79,7 +79,7 @@ def put_pack(base):
 
 
 def put_pictures(base):
-    """Put the pictures that the workflows begin with into `<base>/input`, for prompts that no editor opens; also at nano's size."""
+    """Put what the workflows begin with into `<base>/input`, for prompts that no editor opens; also at nano's size."""
     folder = base / "input"
     small = folder / NANO_EXAMPLES
     small.mkdir(parents=True, exist_ok=True)
