@@ -43,8 +43,8 @@ def without_references(conds: list[dict]) -> list[dict]:
     """
     if not has_references(conds):
         raise ValueError(
-            "The negative prompt has no reference latent, so there is nothing to compare with: put ReferenceLatent behind "
-            "the negative prompt too."
+            "The negative prompt has no reference latent, so there is nothing to compare with: take it from Klein References, "
+            "or put ReferenceLatent behind it too."
         )
     return [
         {**cond, "model_conds": {k: v for k, v in cond["model_conds"].items() if not k.startswith("ref_latents")}}

@@ -354,8 +354,8 @@ class KleinKitImageCFG(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Scale of the reference image; 1 is plain CFG, any other costs a third pass. Put "
-                    "ReferenceLatent behind the negative prompt too.",
+                    tooltip="Scale of the reference image; 1 is plain CFG, any other costs a third pass. The negative prompt "
+                    "needs the references too, as Klein References gives them.",
                 ),
             ],
         )

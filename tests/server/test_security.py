@@ -41,7 +41,21 @@ def every_node(combination, fault=("none", 0)):
     more = {
         "base": ("UNETLoader", dict(unet_name="flux-2-klein-nano.safetensors", weight_dtype="default")),
         "sweep": ("KleinKitSweep", dict(values="3, 4")),
-        "reference": ("ReferenceLatent", dict(conditioning=["negative", 0], latent=["latent", 0])),
+        "black": ("EmptyImage", dict(width=70, height=50, batch_size=1, color=0)),
+        "references": (
+            "KleinKitReferences",
+            {
+                "positive": ["positive", 0],
+                "negative": ["negative", 0],
+                "vae": ["loader", 2],
+                "images.image_1": ["black", 0],
+                "size": "megapixels",
+                "size.megapixels": 1.0,
+                "latent_from": "width and height",
+                "latent_from.width": 64,
+                "latent_from.height": 64,
+            },
+        ),
         "sigmas": (
             "KleinKitScheduler",
             dict(
@@ -55,7 +69,7 @@ def every_node(combination, fault=("none", 0)):
         "look": ("KleinKitTestState", dict(image=["sheet", 0])),
     }
     wanted |= {key: {"class_type": node, "inputs": inputs} for key, (node, inputs) in more.items()}
-    wanted["sampler"]["inputs"] |= dict(cfg=["sweep", 0], negative=["reference", 0])
+    wanted["sampler"]["inputs"] |= dict(cfg=["sweep", 0], positive=["references", 0], negative=["references", 1])
     wanted["save"]["inputs"]["images"] = ["sheet", 0]
     return wanted
 
