@@ -65,7 +65,8 @@ function known(node, name) {
   if (!from) return undefined
   listen(from.node)
   if (from.widget) return from.widget.value
-  const { name: output } = from.node.outputs[from.output]
+  // A node without this widget or input has no output either.
+  const output = from.node.outputs?.[from.output]?.name
   if (from.node.comfyClass === LOADER) return ofLoader(from.node)?.[output]
   if (from.node.comfyClass === REFERENCES) return ofReferences(from.node)?.made?.[output]
   // A node that takes something in may make anything of it.
