@@ -14,6 +14,7 @@ from kleinkit.harness.workflow import (
     NOTES,
     WORKFLOWS,
     as_prompt,
+    for_nano,
     names,
     nodes,
     read,
@@ -69,13 +70,35 @@ def test_the_template_browser_shows_titles_in_words(server):
 @every_workflow
 def test_the_canvas_is_not_crowded(name):
     canvas = [node for node in read(name)["nodes"] if node["type"] not in NOTES]
-    assert len(canvas) <= (MOST_OF_TEXT if "Picture" in name.split() or "Text to" in name else MOST_NODES) or name in LARGE
+    most = MOST_OF_TEXT if any(words in name for words in ("First Picture", "Text to Image")) else MOST_NODES
+    assert len(canvas) <= most or name in LARGE
 
 
 @every_workflow
 def test_runs(server, ran, name):
     for path in api.pictures(server, ran(name)):
         assert np.asarray(Image.open(path)).std() > 0
+
+
+def made(server, ran, name):
+    """The picture of a workflow, and that which it begins with, with its alpha channel: int [height, width, 3 and 4]."""
+    [path] = api.pictures(server, ran(name))
+    [load] = nodes(for_nano(read(name)), "LoadImage")
+    source = Image.open(server.base / "input" / load["widgets_values"][0]).convert("RGBA")
+    return np.asarray(Image.open(path).convert("RGB"), int), np.asarray(source, int)
+
+
+def test_inpainting_changes_what_the_mask_covers_alone(server, ran):
+    picture, source = made(server, ran, "06 Klein Inpaint")
+    changed, hole = (picture != source[..., :3]).any(-1), source[..., 3] == 0
+    assert not changed[~hole].any() and changed[hole].mean() > 0.5
+
+
+def test_an_extended_picture_has_the_old_one_in_it(server, ran):
+    picture, source = made(server, ran, "07 Klein Extend a Picture")
+    height, width, _ = source.shape
+    assert picture.shape == (height, width + width // 2, 3)
+    assert np.array_equal(picture[:, :width], source[..., :3]) and picture[:, width:].std() > 0
 
 
 @pytest.mark.parametrize("name, number", TRIED)
