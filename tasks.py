@@ -235,6 +235,23 @@ def fetch_comfyui(python, version, folder):
         (partial / "ComfyUI").rename(folder)
 
 
+def fetch_frontend(python, version):
+    """The folder of a release of ComfyUI's frontend, from PyPI; `newest` is the newest that there is today."""
+    folder = ROOT / f".comfyui-frontend-{version}"
+    if version == "newest" or not folder.exists():
+        wanted = "comfyui-frontend-package" + (f"=={version}" if version != "newest" else "")
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=ROOT) as partial:
+            whole = Path(partial, "whole")
+            step(
+                f"Downloading ComfyUI's frontend {version}",
+                [python, "-m", "pip", "install", "--no-deps", "--progress-bar", "off", "--target", whole, wanted],
+            )
+            if folder.exists():
+                shutil.rmtree(folder)
+            whole.rename(folder)
+    return folder / "comfyui_frontend_package" / "static"
+
+
 # Python environments
 
 
@@ -420,7 +437,7 @@ def run_here(module, arguments):
     return importlib.import_module(f"kleinkit.{module}").main(arguments)
 
 
-def test(versions, arguments):
+def test(versions, frontend, arguments):
     named = [
         path for argument in arguments if not argument.startswith("-") if (path := ROOT / argument.split("::")[0]).exists()
     ]
@@ -432,6 +449,8 @@ def test(versions, arguments):
         comfyui, python, variables = ready(tests=True, version=version)
         if version:
             say(f"ComfyUI {version}:")
+        if frontend:
+            variables["KLEINKIT_FRONTEND"] = str(fetch_frontend(python, frontend))
         results[version] = attend(
             [
                 python,
@@ -442,7 +461,7 @@ def test(versions, arguments):
                 f"--junitxml={REPORTS / name}",
                 *processes,
                 *arguments,
-                *([] if named else ["tests"]),
+                *([] if named else ["tests/browser" if frontend else "tests"]),
             ],
             variables,
         )
@@ -480,6 +499,7 @@ def parse(arguments):
     demo.add_argument("--open", action="store_true", help="show the workflow in ComfyUI's editor instead")
     tests = command("test", "run the tests; other arguments go to pytest")
     tests.add_argument("--comfy", choices=[*RELEASES, "all"], help="run them in this ComfyUI release, or in all")
+    tests.add_argument("--frontend", metavar="VERSION", help="of ComfyUI's frontend, or newest: runs tests/browser with it")
     command("comfyui-tests", "run ComfyUI's own tests without and with KleinKit, and compare")
     benchmarks = command("bench", "run the benchmarks")
     benchmarks.add_argument("topic", nargs="*", help="which; all by default")
@@ -489,9 +509,12 @@ def parse(arguments):
     family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
     family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
-    family.add_argument("--table", help="only this table, its rows compared over the same prompts and noise: reuse or guiders")
+    family.add_argument(
+        "--table",
+        help="only this, its rows compared over the same prompts and noise: reuse, guiders, distilled_guiders or edits",
+    )
     family.add_argument("--seeds", type=int, default=1, help="of each prompt of a table; default 1")
-    family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table")
+    family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table; of edits, only these tables")
     command("pictures", "make the pictures of the workflows and of the README anew")
     sweep = command("sweep", "run a workflow's Klein Sweep on several ComfyUI servers at once, with Ray")
     sweep.add_argument("workflow", type=Path, help="in API format: File → Export (API) in ComfyUI")
@@ -503,6 +526,8 @@ def parse(arguments):
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "test":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "test" and options.frontend and not re.fullmatch(r"newest|\d+(\.\d+)+", options.frontend):
+        parser.error(f"--frontend: expected newest or a version such as 1.58.1, but got {options.frontend!r}")
     return options, rest
 
 
@@ -540,7 +565,7 @@ def run_command(options, rest):
         return bench(options.topic)
     if options.command == "run":
         return run_here(options.module, options.arguments)
-    return test(list(RELEASES) if options.comfy == "all" else [options.comfy], rest)
+    return test(list(RELEASES) if options.comfy == "all" else [options.comfy], options.frontend, rest)
 
 
 def main(arguments):

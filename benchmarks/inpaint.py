@@ -1,4 +1,4 @@
-"""Inpainting by ComfyUI's nodes and Klein Scheduler beside diffusers' pipeline: whole runs on nano-base, in float32."""
+"""Inpainting by ComfyUI's nodes and Klein Scheduler beside diffusers' pipeline: whole runs in float32 on blocks of nano."""
 
 import importlib
 

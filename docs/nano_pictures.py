@@ -6,6 +6,7 @@
 import io
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from ..harness.demo import with_comfyui
 from ..harness.editor import chromium, open_editor
 from ..harness.pictures import run
 from ..harness.workflow import NANO, NANO_LAYER, NANO_PIXELS, for_nano, read
-from ..nano.metrics import cells
+from ..nano import world
+from ..nano.metrics import cells, from_signed
 from .figure import WIDTH, save
 
 # Scenes that were held out of the family's training.
@@ -27,8 +29,19 @@ PROMPTS = (
     "a large red triangle at the top, on a blue background",
 )
 SOURCE = "a large white circle at the bottom, on a green background"
+# Pictures to edit, and what is asked of them.
+EDITS = (
+    (("a large red circle on the left, on a green background",), "make the circle yellow"),
+    (("a large blue star at the top, on a white background",), "move the star to the right"),
+    (
+        ("a large green ring at the bottom, on a purple background", "a large yellow star in the middle, on a blue background"),
+        "put the shape of the second picture on the first background",
+    ),
+)
 # As large as all of these.
 AGAINST = "a large red circle in the middle, on a purple background"
+# What is drawn in a part of `SOURCE`: left, top, right and bottom of its mask, in pixels.
+INPAINTED, MASKED = "a large red triangle in the middle, on a green background", (72, 8, 120, 56)
 SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()
 # Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
@@ -124,6 +137,10 @@ SEG = (
 ZERO_STAR = "KleinKitCFGZeroStar", {"optimized_scale": True, "zero_init_steps": 1}
 GUARDED = {"diffusion_model": DISTILLED}
 UNGUARDED = {**GUARDED, "distilled_cfg": "allow"}
+
+
+def image_cfg(scale: float) -> Node:
+    return "KleinKitImageCFG", {"image_scale": scale}
 
 
 def half(mode: str) -> dict[str, Any]:
@@ -265,7 +282,10 @@ def scheduler(steps: int, **inputs: Any) -> dict[str, Any]:
     return {"class_type": "KleinKitScheduler", "inputs": defaults | inputs}
 
 
-def sampler(model: str, cfg: float, positive: str, sigmas: str, latent: str, seed: int) -> dict[str, Any]:
+def sampler(
+    model: str, cfg: float, positive: str, sigmas: str, latent: str, seed: int, referring: str | None = None
+) -> dict[str, Any]:
+    """Args: referring: the node whose first two outputs are both prompts with references; None leaves them as they are."""
     return {
         "class_type": "SamplerCustom",
         "inputs": {
@@ -273,8 +293,8 @@ def sampler(model: str, cfg: float, positive: str, sigmas: str, latent: str, see
             "add_noise": True,
             "noise_seed": seed,
             "cfg": cfg,
-            "positive": [positive, 0],
-            "negative": ["negative", 0],
+            "positive": [referring or positive, 0],
+            "negative": [referring, 1] if referring else ["negative", 0],
             "sampler": ["euler", 0],
             "sigmas": [sigmas, 0],
             "latent_image": [latent, 0],
@@ -282,8 +302,8 @@ def sampler(model: str, cfg: float, positive: str, sigmas: str, latent: str, see
     }
 
 
-def prompt_of(row: Row, text: str) -> dict[str, Any]:
-    """One picture of a row, in ComfyUI's API format."""
+def prompt_of(row: Row, text: str, shown: Sequence[str] = ()) -> dict[str, Any]:
+    """One picture of a row, in ComfyUI's API format; `shown` are names of pictures in the input folder, its references."""
     empty = {"width": NANO_PIXELS, "height": NANO_PIXELS, "batch_size": 1}
     prompt = {
         "loader": loader(**row.loader),
@@ -314,13 +334,33 @@ def prompt_of(row: Row, text: str) -> dict[str, Any]:
         prompt["all"] = scheduler(STEPS)
         prompt["source"] = sampler("loader", row.cfg, "other", "all", "empty", SOURCE_SEED)
         latent = "source"
-    prompt["sample"] = sampler(model, row.cfg, "positive", "sigmas", latent, row.seed)
+    if shown:
+        loaded = {f"images.image_{number}": [f"shown{number}", 0] for number, _ in enumerate(shown, 1)}
+        for number, name in enumerate(shown, 1):
+            prompt[f"shown{number}"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+        both = {"positive": ["positive", 0], "negative": ["negative", 0], "vae": ["loader", 2]}
+        choices = {"size": "keep", "latent_from": "first picture"}
+        prompt["references"] = {"class_type": "KleinKitReferences", "inputs": both | loaded | choices}
+    prompt["sample"] = sampler(model, row.cfg, "positive", "sigmas", latent, row.seed, "references" if shown else None)
     return prompt
 
 
-def drawn(server: api.Server, row: Row, text: str) -> tuple[Image.Image, str | None]:
+def scene(sentence: str) -> Image.Image:
+    """The true picture of a sentence of the world, as 16×16 cells."""
+    [picture] = from_signed(world.draw([next(one for one in np.ndindex(world.COUNTS) if world.prompt(one) == sentence)]))
+    return Image.fromarray(np.uint8(picture * 255 + 0.5))
+
+
+def put(server: api.Server, sentence: str) -> str:
+    """Put the true picture of a sentence into ComfyUI's input folder; its name there."""
+    name = f"{sentence}.png"
+    scene(sentence).resize((NANO_PIXELS, NANO_PIXELS), Image.Resampling.NEAREST).save(server.base / "input" / name)
+    return name
+
+
+def drawn(server: api.Server, row: Row, text: str, shown: Sequence[str] = ()) -> tuple[Image.Image, str | None]:
     """`(picture as 16×16 cells, passes)`; passes is None where the log names none."""
-    outcome = api.queue(server, prompt_of(row, text), timeout=None)
+    outcome = api.queue(server, prompt_of(row, text, shown), timeout=None)
     if outcome.error:
         raise RuntimeError("\n".join(api.sentences(outcome.error)))
     [path] = api.pictures(server, outcome)
@@ -386,8 +426,56 @@ def probe(server: api.Server) -> Image.Image:
     return shown.resize((WIDTH, round(shown.height * WIDTH / shown.width)), Image.Resampling.LANCZOS)
 
 
+def inpainted(server: api.Server) -> Image.Image:
+    """A picture, the part around a mask, what is made of it, and the whole."""
+    prompt = prompt_of(Row(""), INPAINTED)
+    left, top, right, bottom = MASKED
+    box = {"value": 1.0, "width": right - left, "height": bottom - top}
+    inpaint = {
+        "other": ("CLIPTextEncode", {"clip": ["loader", 1], "text": SOURCE}),
+        "all": ("KleinKitScheduler", scheduler(STEPS)["inputs"]),
+        "source": ("SamplerCustom", sampler("loader", 4.0, "other", "all", "empty", SOURCE_SEED)["inputs"]),
+        "picture": ("VAEDecode", {"samples": ["source", 0], "vae": ["loader", 2]}),
+        "black": ("SolidMask", {"value": 0.0, "width": NANO_PIXELS, "height": NANO_PIXELS}),
+        "white": ("SolidMask", box),
+        "mask": (
+            "MaskComposite",
+            {"destination": ["black", 0], "source": ["white", 0], "x": left, "y": top, "operation": "add"},
+        ),
+        "crop": ("KleinKitInpaintCrop", {"image": ["picture", 0], "mask": ["mask", 0], "padding": 8}),
+        "part": ("VAEEncode", {"pixels": ["crop", 0], "vae": ["loader", 2]}),
+        "masked": ("SetLatentNoiseMask", {"samples": ["part", 0], "mask": ["crop", 1]}),
+        "stitch": ("KleinKitInpaintStitch", {"image": ["decode", 0], "crop": ["crop", 2]}),
+    }
+    prompt |= {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in inpaint.items()}
+    prompt["sample"] = sampler("loader", 4.0, "positive", "sigmas", "masked", SEED)
+    del prompt["save"]
+    pictures = []
+    for shown in ("picture", "crop", "decode", "stitch"):
+        prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": [shown, 0], "filename_prefix": "help"}}
+        outcome = api.queue(server, prompt, timeout=None)
+        if outcome.error:
+            raise RuntimeError("\n".join(api.sentences(outcome.error)))
+        [path] = api.pictures(server, outcome)
+        pictures.append(Image.open(path).convert("RGB"))
+    ImageDraw.Draw(pictures[0]).rectangle((left, top, right - 1, bottom - 1), outline=PAPER)
+    return strip([("the mask, the part", pictures[:2]), ("made anew, put back", pictures[2:])])
+
+
+def edited(server: api.Server, *rows: Row, pictures: tuple[int, ...] = (1, 2)) -> Image.Image:
+    """The edits with so many pictures: what is asked, the pictures, and the result of each row."""
+    sheet = []
+    for shown, ask in (edit for edit in EDITS if len(edit[0]) in pictures):
+        made = [drawn(server, row, ask, [put(server, one) for one in shown])[0] for row in rows]
+        sheet.append((ask, [*map(scene, shown), *made]))
+    return strip(sheet)
+
+
 # Of other things than strips.
 OTHERS = {
+    "KleinKitImageCFG": lambda server: edited(server, *(Row("", (image_cfg(s),)) for s in (1.0, 2.0, 0.0)), pictures=(1,)),
+    "KleinKitReferences-edits": lambda server: edited(server, Row("", cfg=1, steps=4, loader=GUARDED)),
+    "KleinKitInpaintCrop": inpainted,
     "KleinKitContactSheet": lambda server: last_of(server, "15 Klein Guidance Study", WIDTH),
     # The first to run a workflow: what ComfyUI keeps is not drawn.
     "KleinKitProbe": probe,

@@ -118,7 +118,8 @@ def _command(comfyui, base, port, cpu, models):
         # JSON is YAML.
         paths.write_text(json.dumps({"comfyui": {"base_path": str(models), **folders}}), encoding="utf-8")
         command += ["--extra-model-paths-config", str(paths)]
-    return command + ["--cpu"] * cpu
+    frontend = os.environ.get("KLEINKIT_FRONTEND")
+    return command + ["--cpu"] * cpu + (["--front-end-root", frontend] if frontend else [])
 
 
 def _stop(process):

@@ -1,5 +1,6 @@
 """Write the nano family to disk: FLUX.2 [klein]'s architecture; trained weights, and those that come from a seed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,11 @@ BRANCH = 0.3
 TEXT_ENCODER_SEED = 2
 # Trained: see train.py and README.md.
 SHIPPED = {role: Path(__file__).resolve().parent / "weights" / f"{role}.safetensors" for role in ("base", "distilled")}
+
+
+def digest(role):
+    """The sha256 of a model's file: which version of it something was made with."""
+    return hashlib.sha256(SHIPPED[role].read_bytes()).hexdigest()
 
 
 def transformer(seed, *, double_blocks=2, single_blocks=4, heads=1, text_width=192, channels=128):

@@ -53,7 +53,7 @@ def sample(model, sigmas, noise, positive, negative, cfg, sampler="euler", laten
     )
 
 
-def sampled(model, noise, texts, empty, sigmas, cfg, at_once):
+def sampled(model, noise, texts, empty, sigmas, cfg, at_once, references=(), in_both=True, start=None, masks=None):
     """Latents of prompts in ComfyUI's own sampling with Euler; matrices in bfloat16, which halves the time.
 
     Args:
@@ -61,6 +61,10 @@ def sampled(model, noise, texts, empty, sigmas, cfg, at_once):
         noise: [N, 128, 8, 8].
         texts, empty: embeddings [N, 512, 192] of the prompts, and [512, 192] of the empty one.
         at_once: how many share a batch.
+        references: latents like `noise`, of the pictures that are shown beside the prompts.
+        in_both: whether they are shown beside the empty prompt too.
+        start: the latents to begin from, like `noise`.
+        masks: [N, 8, 8], 1 where a picture is drawn and 0 where it stays as in `start`.
     Returns:
         `(latents [N, 128, 8, 8], model passes)`.
     """
@@ -68,8 +72,12 @@ def sampled(model, noise, texts, empty, sigmas, cfg, at_once):
     hook = model.model.diffusion_model.final_layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     for i in range(0, len(noise), at_once):
         some, text = noise[i : i + at_once], texts[i : i + at_once]
-        positive, negative = ([[one, {"pooled_output": None}]] for one in (text, empty.expand_as(text)))
+        shown = {"reference_latents": [latent[i : i + at_once] for latent in references]} if references else {}
+        positive = [[text, {"pooled_output": None, **shown}]]
+        negative = [[empty.expand_as(text), {"pooled_output": None, **(shown if in_both else {})}]]
+        latent = None if start is None else start[i : i + at_once]
+        mask = {} if masks is None else {"denoise_mask": masks[i : i + at_once, None]}
         with torch.autocast("cpu", torch.bfloat16):
-            made.append(sample(model, sigmas, some, positive, negative, cfg))
+            made.append(sample(model, sigmas, some, positive, negative, cfg, latent=latent, **mask))
     hook.remove()
     return torch.cat(made).float(), sum(rows)

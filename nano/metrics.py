@@ -7,7 +7,7 @@ import numpy as np
 
 from .world import ATTRIBUTES, CELL, CELLS, COLOURS, PLACES, SHAPES, SIZES, masks
 
-# Scored; the size is not, because a shape that is cut or blurred has none.
+# Scored of prompts; the size is not, because a shape that is cut or blurred has none.
 SCORED = ("shape", "colour", "background", "place")
 NOTHING = -1
 # Farther than this from every named colour (RGB from 0 to 1), a colour has no name.
@@ -46,9 +46,10 @@ def _candidates():
         )
     ]
     shape, place, radius, dx, dy = np.array(rows).T
+    size = np.searchsorted(list(SIZES.values()), radius)
     centres = CELLS / 2 + np.array(list(PLACES.values()))[place.astype(int)].T
     covered = masks(shape.astype(int), centres[0] + dx, centres[1] + dy, radius).reshape(len(rows), -1)
-    return covered, shape.astype(int), place.astype(int)
+    return covered, shape.astype(int), place.astype(int), size
 
 
 def read(pictures):
@@ -60,9 +61,9 @@ def read(pictures):
     Args:
         pictures: [N, 16, 16, 3] cells, 0 to 1.
     Returns:
-        `{attribute: int [N]}` for each of `SCORED`: the index into `ATTRIBUTES`, −1 where there is no such thing.
+        `{attribute: int [N]}` for each of `ATTRIBUTES`: the index into `ATTRIBUTES`, −1 where there is no such thing.
     """
-    covered, shape, place = _candidates()
+    covered, shape, place, size = _candidates()
     flat = pictures.reshape(len(pictures), -1, 3).astype(np.float64)
     mean = flat.mean(1)
     centred = covered - covered.mean(1, keepdims=True)
@@ -86,6 +87,7 @@ def read(pictures):
         "colour": np.where(good, named(background + contrast), NOTHING),
         "background": named(np.where(good[:, None], background, np.median(flat, axis=1))),
         "place": np.where(good, place[best], NOTHING),
+        "size": np.where(good, size[best], NOTHING),
     }
 
 
@@ -102,10 +104,10 @@ def adherence(pictures, scenes):
     return {**shares, "all": float(np.mean(list(shares.values())))}
 
 
-def right(pictures, scenes):
-    """Which attributes of its prompt each picture shows: boolean [N, attributes in the order of `SCORED`]."""
+def right(pictures, scenes, names=SCORED):
+    """Which attributes of its prompt each picture shows: boolean [N, attributes in the order of `names`]."""
     seen, scenes, order = read(pictures), np.asarray(scenes), list(ATTRIBUTES)
-    return np.stack([seen[name] == scenes[:, order.index(name)] for name in SCORED], axis=1)
+    return np.stack([seen[name] == scenes[:, order.index(name)] for name in names], axis=1)
 
 
 def distance(pictures, true, seed=0):
@@ -130,3 +132,34 @@ def projections(pictures, seed=0):
 def apart(one, other):
     """The root of the mean squared difference of two sorted sets of projections."""
     return float(np.sqrt(np.mean((one - other) ** 2)))
+
+
+def edited(pictures, targets, edits):
+    """What became of edits.
+
+    Args:
+        pictures: as for `read`.
+        targets: [N, 16, 16, 3], the pictures that are meant.
+        edits: `nano.edits.Edits`.
+    Returns:
+        Shares, 0 to 1: of edits whose `asked` attributes are right, of attributes that were to be `kept` and are; and
+        `pixels`, the mean absolute difference to what is meant.
+    """
+    asked, kept = as_asked(pictures, edits)
+    return {
+        "asked": float(asked.mean()),
+        "kept": float(kept.mean()),
+        "pixels": float(np.abs(pictures - targets).mean()),
+    }
+
+
+def as_asked(pictures, edits):
+    """`(asked [N], kept [N])`: whether an edit did what it was asked for, and the share of the rest that it kept."""
+    seen = right(pictures, edits.target, (*SCORED, "size"))
+    of = np.array([list(ATTRIBUTES).index(name) for name in (*SCORED, "size")])
+    mine = edits.kind[:, None] == of
+    # Two pictures: asked for are the second one's attributes, kept is the first one's background.
+    pair = ~mine.any(1)
+    mine[pair] = np.array([name != "background" for name in (*SCORED, "size")])
+    asked = (seen | ~mine).all(1)
+    return asked, (seen & ~mine).sum(1) / (~mine).sum(1)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..guidance.rule import UNGUIDED
 from . import metrics, world
+from .build import digest
 from .in_comfyui import sampled
 from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of
@@ -62,13 +63,25 @@ def adaptive(unguided: str, threshold: float, cfg: float = 4, every: int = 0, **
     return Row((klein_cfg(unguided, **schedule), ends), cfg)
 
 
-def rule(node: str, **inputs: Any) -> Row:
-    return Row(((node, inputs),), STRONG)
+def rule(node: str, cfg: float = STRONG, **inputs: Any) -> Row:
+    return Row(((node, inputs),), cfg)
 
 
 def apg(space: str) -> Row:
     # The limit of the paper for a latent of nano's size.
     return rule("KleinKitAPG", eta=0.0, norm_threshold=5.0, momentum=-0.5, space=space, start=0.0, scale=0.0)
+
+
+def without_negative(cfg: float) -> dict[str, Row]:
+    """The rules that also act at cfg 1."""
+    skip_layer = {"scale": 3.0, **SECOND, "end": 0.5, "rescale": 0.0}
+    return {
+        "skip-layer, single 2": rule("KleinKitSkipLayerGuidance", cfg, mode="block", **skip_layer),
+        "PAG, single 2": rule("KleinKitSkipLayerGuidance", cfg, mode="attention", **skip_layer),
+        "SEG, single 2": rule("KleinKitSEG", cfg, scale=3.0, **SECOND, end=0.5, blur_sigma=10000.0),
+        "AutoGuidance, single 2": rule("KleinKitAutoGuidance", cfg, scale=2.0, **SECOND, prompt="positive", end=1.0),
+        "Momentum Guidance": rule("KleinKitMomentum", cfg, alpha=0.5, beta=0.6, start=0.0, end=1.0),
+    }
 
 
 TABLES = {
@@ -106,11 +119,19 @@ TABLES = {
             "slerp": rule("KleinKitSlerpCFG"),
             "slerp, cap 20": rule("KleinKitSlerpCFG", cap=20.0),
             "renorm, global": rule("KleinKitRenorm", mode="global", strength=1.0, shrink_only=True),
-            "skip-layer, single 2": rule("KleinKitSkipLayerGuidance", scale=3.0, **SECOND, end=0.5, mode="block", rescale=0.0),
-            "PAG, single 2": rule("KleinKitSkipLayerGuidance", scale=3.0, **SECOND, end=0.5, mode="attention", rescale=0.0),
-            "SEG, single 2": rule("KleinKitSEG", scale=3.0, **SECOND, end=0.5, blur_sigma=10000.0),
-            "AutoGuidance, single 2": rule("KleinKitAutoGuidance", scale=2.0, **SECOND, prompt="positive", end=1.0),
-            "Momentum Guidance": rule("KleinKitMomentum", alpha=0.5, beta=0.6, start=0.0, end=1.0),
+            **without_negative(STRONG),
+        },
+    ),
+    # The rules that need a negative do nothing here: the model runs at cfg 1.
+    "distilled_guiders": Table(
+        "distilled",
+        4,
+        {
+            "cfg 1": Row(cfg=1),
+            "NAG": rule("KleinKitNAG", 1, scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
+            "NAG, scale 2": rule("KleinKitNAG", 1, scale=2.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
+            **without_negative(1),
+            "Momentum Guidance, alpha 0.1": rule("KleinKitMomentum", 1, alpha=0.1, beta=0.6, start=0.0, end=1.0),
         },
     ),
 }
@@ -153,7 +174,7 @@ class Runner:
     def file(self, row, seed, start):
         table = self.table
         nodes, cfg = table.rows[row]
-        what = json.dumps([table.role, table.steps, cfg, nodes, len(self.scenes[start : start + BLOCK])])
+        what = json.dumps([digest(table.role), table.steps, cfg, nodes, len(self.scenes[start : start + BLOCK])])
         return STATE / "rows" / hashlib.sha1(what.encode()).hexdigest()[:16] / f"{seed}-{start}.npz"
 
     def missing(self, row):

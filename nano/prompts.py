@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..checkpoint.inspection import inspect
-from . import world
+from . import edits, world
 
 LENGTH = 512
 # A prompt of the world fills so many tokens with Klein's chat template; the rest is padding.
@@ -28,6 +28,11 @@ class Table(NamedTuple):
         """Rows of scenes [N, 5]."""
         return np.ravel_multi_index(np.asarray(scenes).T, world.COUNTS)
 
+    def asked(self, sentences):
+        """Rows of what edits ask for."""
+        first, known = int(np.prod(world.COUNTS)), edits.every_sentence()
+        return np.array([first + known.index(sentence) for sentence in sentences])
+
 
 def encode(text_encoder, sentences):
     """Embeddings of sentences.
@@ -47,7 +52,7 @@ def encode(text_encoder, sentences):
 
 
 def embeddings(text_encoder):
-    """The table of all prompts of the world, and of the empty one in its last row.
+    """The table of all prompts of the world, of all that edits ask for, and of the empty prompt in its last row.
 
     Args:
         text_encoder: path of the nano text encoder.
@@ -55,5 +60,5 @@ def embeddings(text_encoder):
     rng = np.random.RandomState(0)
     padding = np.sort(rng.choice(np.arange(FIXED, LENGTH), SOME_PADDING, replace=False))
     positions = torch.from_numpy(np.concatenate([np.arange(FIXED), padding]))
-    sentences = [*map(world.prompt, np.ndindex(*world.COUNTS)), ""]
+    sentences = [*map(world.prompt, np.ndindex(*world.COUNTS)), *edits.every_sentence(), ""]
     return Table(torch.cat([text[:, positions].half() for text in encode(text_encoder, sentences)]), positions)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from . import paired
+from . import edit_study, paired
 from .metrics import SCORED
 from .train import STATE
 
@@ -60,6 +60,31 @@ def paired_table(name):
                 )
             )
     return table(rows, "", "prompts × seeds", "right, %", "points", "distance, ratio", "passes", "as good")
+
+
+def publish_edits():
+    """Write the tables of `edit_study` into nano's README file."""
+    path = ROOT / "nano" / "README.md"
+    known = edit_study.results()
+    path.write_text(filled(path.read_text("utf-8"), {f"edits {name}": edit_table(known[name]) for name in known}), "utf-8")
+
+
+def edit_table(results):
+    """Markdown of a table of `edit_study`."""
+
+    def beside(interval):
+        return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval)
+
+    rows = [
+        (
+            row,
+            *(part for name in ("asked", "kept") for part in (f"{100 * found[name]:.1f}", beside(found[f"{name}_points"]))),
+            f"{found['pixels']:.4f}",
+            f"{found['passes']:.4g}",
+        )
+        for row, found in results.items()
+    ]
+    return table(rows, "", "asked, %", "points", "kept, %", "points", "pixels", "passes")
 
 
 def filled(text, parts):

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..harness.inside import enter
-from . import metrics, paired, world
+from . import edit_study, metrics, paired, world
 from .build import build
 from .in_comfyui import sampled
 from .prompts import encode
-from .publish import publish, publish_paired
+from .publish import publish, publish_edits, publish_paired
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of, train
 
 SEED = 0
@@ -165,14 +165,19 @@ def main(arguments):
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--study", action="store_true")
     parser.add_argument("--prompts", type=int)
-    parser.add_argument("--table", choices=paired.TABLES)
+    parser.add_argument("--table", choices=[*paired.TABLES, "edits"])
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--rows", nargs="*")
     options = parser.parse_args(arguments)
     enter(STATE)
     if options.train:
         train()
-    if options.study and options.table:
+    if options.study and options.table == "edits":
+        load, text_encoder = installed()
+        count = min(options.prompts or edit_study.COUNT, edit_study.COUNT)
+        edit_study.run(options.rows or edit_study.TABLES, lambda role: load(role, "ignore"), text_encoder, count)
+        publish_edits()
+    elif options.study and options.table:
         load, text_encoder = installed()
         paired.run(
             options.table,

@@ -5,6 +5,7 @@ import csv
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,21 +18,21 @@ from tqdm import tqdm
 from ..checkpoint.families import FLUX2_KLEIN
 from ..checkpoint.klein import layout, original_weight
 from ..scheduler.schedule import Schedule, make
-from . import build, metrics, world
+from . import build, edits, metrics, world
 from .prompts import FIXED, UNCONDITIONAL, Table, embeddings
 from .vae import COLOURS, LATENT_SCALE
 
 STATE = Path(__file__).resolve().parent.parent / ".nano"
 SEED = 0
-VERSION = 1
+VERSION = 2
 DOUBLE_BLOCKS, SINGLE_BLOCKS, CHANNELS = 2, 4, 128
 TOKENS = world.CELLS // 2
 # Of the latent's 128 channels, those that the VAE writes; the others are always zero.
 SIGNAL = COLOURS * 4
 SILENT_WEIGHT = 0.1
 UNCONDITIONAL_SHARE = 0.1
-# Of the training's sigmas: the logistic function of a normal variable (mean, standard deviation).
-LOGIT_NORMAL = (1.2, 1.3)
+# How far apart FLUX.2 places its reference pictures on the first axis of the rotary embedding.
+REFERENCE_STEP = 10
 EMA = 0.9985
 WARMUP, DECAY = 200, 0.55
 SAVE_SECONDS = 180
@@ -86,7 +87,7 @@ def start(model):
                 own[name].copy_(part * (0.0 if "modulation" in key or key == "final_layer.linear.weight" else 1.0))
 
 
-def velocity(model, x, sigma, text, positions, pads):
+def velocity(model, x, sigma, text, positions, pads, references=()):
     """What the model predicts.
 
     Args:
@@ -95,14 +96,17 @@ def velocity(model, x, sigma, text, positions, pads):
         text: [N, L, 192], the prompt's first tokens and some of its padding.
         positions: [L], theirs among the 512.
         pads: of how many tokens of padding each of those stands for, as a logarithm: added to their attention scores.
+        references: latents of the pictures that are shown beside the prompt, each like `x`.
     """
     rows = torch.zeros(len(positions), 4)
     rows[:, 3] = positions
-    grid = torch.cartesian_prod(torch.arange(1), torch.arange(TOKENS), torch.arange(TOKENS), torch.arange(1)).float()
+    side = torch.arange(TOKENS)
+    at = REFERENCE_STEP * torch.arange(len(references) + 1)
+    grid = torch.cartesian_prod(at, side, side, torch.arange(1)).float()
     bias = torch.zeros(1, 1, 1, len(positions) + len(grid))
     bias[..., FIXED : len(positions)] = pads
     return model(
-        hidden_states=x,
+        hidden_states=torch.cat([x, *references], 1),
         encoder_hidden_states=text,
         timestep=sigma,
         img_ids=grid,
@@ -110,7 +114,7 @@ def velocity(model, x, sigma, text, positions, pads):
         guidance=None,
         return_dict=False,
         joint_attention_kwargs={"attention_mask": bias} if pads else {},
-    )[0]
+    )[0][:, : x.shape[1]]
 
 
 def some_padding(table, count, rng):
@@ -133,25 +137,19 @@ def misname(scenes, share, rng, held_out):
     return captions
 
 
-def mismatch(captions, share, rng, scenes):
-    """Captions of which a share belongs to another picture."""
-    others = scenes[rng.randint(len(scenes), size=len(captions))]
-    return np.where(rng.uniform(size=(len(captions), 1)) < share, others, captions)
-
-
-def batch_of(step, options, data):
-    """The step's own random stream, and from it scenes to train on and their latents."""
-    rng = np.random.RandomState([SEED, options["stage"], step])
-    chosen = data[0][rng.randint(len(data[0]), size=options["batch"])]
-    return rng, chosen, latents(world.draw(chosen, rng))
+def mismatch(captions, share, rng, others):
+    """Captions of which a share are another one's."""
+    others = others[rng.randint(len(others), size=len(captions))]
+    wrong = rng.uniform(size=len(captions)) < share
+    return np.where(wrong.reshape(-1, *[1] * (captions.ndim - 1)), others, captions)
 
 
 def training_data():
-    """Scenes to train on [N, 5], and for each combination of attributes whether it is held out."""
+    """Scenes to train on [N, 5], and for each combination of attributes whether it is held out, and trained on."""
     known, unknown = world.scenes()
-    held_out = np.zeros(world.COUNTS, bool)
-    held_out[tuple(unknown.T)] = True
-    return known, held_out
+    held_out, trained_on = np.zeros((2, *world.COUNTS), bool)
+    held_out[tuple(unknown.T)] = trained_on[tuple(known.T)] = True
+    return known, held_out, trained_on
 
 
 def normal(rng, *shape):
@@ -163,19 +161,43 @@ def weighted(error):
     return error[..., :SIGNAL].mean() + SILENT_WEIGHT * error[..., SIGNAL:].mean()
 
 
+class Batch(NamedTuple):
+    """What one step learns from: `clean` latents [N, 64, 128], the table's `rows` [N] of their prompts, `references`."""
+
+    clean: torch.Tensor
+    rows: np.ndarray
+    references: list[torch.Tensor]
+
+
+def batch_of(rng, table, step, options, data):
+    """Pictures of prompts, or edits of one picture, or of two, by their shares among the steps."""
+    known, held_out, trained_on = data
+    sort = rng.choice(3, p=options["shares"])
+    count = options["batch"][sort]
+    if sort == 0:
+        chosen = known[rng.randint(len(known), size=count)]
+        captions = misname(chosen, options["misnamed"] if step >= options["clean"] else 0.0, rng, held_out)
+        rows = table.row(mismatch(captions, options["mismatched"], rng, known))
+        return Batch(latents(world.draw(chosen, rng)), rows, [])
+    some = edits.invent(count, rng, known, trained_on, edits.KINDS[edits.PAIR :] if sort == 2 else edits.KINDS[: edits.PAIR])
+    source, second, target = edits.drawn(some, rng, edits.drift(some, options["drift"], rng, trained_on))
+    rows = table.asked(some.sentences())
+    rows = mismatch(rows, options["misasked"], rng, rows)
+    return Batch(latents(target), rows, [latents(shown) for shown in (source, second)[:sort]])
+
+
 def base_loss(model, table, step, options, data):
-    """The flow-matching loss of one batch: v = noise − data at a random sigma."""
-    rng, chosen, clean = batch_of(step, options, data)
-    captions = misname(chosen, options["misnamed"] if step >= options["clean"] else 0.0, rng, data[1])
-    sigma = torch.sigmoid(LOGIT_NORMAL[0] + LOGIT_NORMAL[1] * normal(rng, len(clean)))
+    """The flow-matching loss of one batch: v = noise − data at a random sigma. A step has a random stream of its own."""
+    rng = np.random.RandomState([SEED, options["stage"], step])
+    clean, rows, references = batch_of(rng, table, step, options, data)
+    rows[rng.uniform(size=len(rows)) < UNCONDITIONAL_SHARE] = UNCONDITIONAL
+    mean, deviation = options["logit_normal"]
+    sigma = torch.sigmoid(mean + deviation * normal(rng, len(clean)))
     noise = normal(rng, *clean.shape)
     columns, positions, weight = some_padding(table, options["pads"], rng)
-    if options["mismatched"]:
-        captions = mismatch(captions, options["mismatched"], rng, data[0])
-    rows = table.row(captions)
-    rows[rng.uniform(size=len(rows)) < UNCONDITIONAL_SHARE] = UNCONDITIONAL
+    text = table.text[rows][:, columns].float()
     at = sigma[:, None, None]
-    v = velocity(model, (1 - at) * clean + at * noise, sigma, table.text[rows][:, columns].float(), positions, weight)
+    v = velocity(model, (1 - at) * clean + at * noise, sigma, text, positions, weight, references)
     return weighted((v.float() - (noise - clean)).square())
 
 
@@ -272,40 +294,49 @@ def sigmas_of(steps):
 
 
 @torch.no_grad()
-def guided(model, x, sigma, text, empty, positions, weight, cfg):
-    """The guided velocity; at cfg 1 without the empty prompt's pass."""
+def guided(model, x, sigma, text, empty, positions, weight, cfg, references=()):
+    """The guided velocity; at cfg 1 without the empty prompt's pass. References are in both passes."""
     at = sigma.expand(len(x))
     if cfg == 1:
-        return velocity(model, x, at, text, positions, weight)
-    v_c, v_u = velocity(model, torch.cat([x, x]), torch.cat([at, at]), torch.cat([text, empty]), positions, weight).chunk(2)
+        return velocity(model, x, at, text, positions, weight, references)
+    twice = [torch.cat([shown, shown]) for shown in references]
+    both = velocity(model, torch.cat([x, x]), torch.cat([at, at]), torch.cat([text, empty]), positions, weight, twice)
+    v_c, v_u = both.chunk(2)
     return v_u + cfg * (v_c - v_u)
 
 
-def sample(model, table, scenes, steps, cfg, seed=0, padding=16):
-    """Pictures [N, 16, 16, 3], −1 to 1, of scenes by Euler steps."""
+def sample(model, table, rows, steps, cfg, references=(), seed=0, padding=16):
+    """Pictures [N, 16, 16, 3], −1 to 1, of prompts (rows of the table) and references by Euler steps."""
     rng = np.random.RandomState(seed)
     columns, positions, weight = some_padding(table, padding, rng)
-    x = normal(rng, len(scenes), TOKENS**2, CHANNELS)
-    text = table.text[table.row(scenes)][:, columns].float()
+    x = normal(rng, len(rows), TOKENS**2, CHANNELS)
+    text = table.text[rows][:, columns].float()
     empty = table.text[UNCONDITIONAL, columns].float().expand_as(text)
     sigmas = sigmas_of(steps)
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = x + (after - sigma) * guided(model, x, sigma, text, empty, positions, weight, cfg)
+        x = x + (after - sigma) * guided(model, x, sigma, text, empty, positions, weight, cfg, references)
     return pictures(x)
 
 
 def report(table, *settings):
-    """A function that prints what a model draws for 64 held-out prompts, at each (steps, cfg)."""
+    """A function that prints what a model draws for 32 held-out prompts and edits, at each (steps, cfg)."""
     rng = np.random.RandomState(1)
     unknown = world.scenes()[1]
-    scenes = unknown[rng.choice(len(unknown), 64, replace=False)]
+    scenes = unknown[rng.choice(len(unknown), 32, replace=False)]
+    some = edits.held_out(32, rng)
+    source, second, target = edits.drawn(some, rng)
+    pair = some.kind == edits.PAIR
 
     def show(model, step):
         for steps, cfg in settings:
-            shares = metrics.adherence(metrics.from_signed(sample(model, table, scenes, steps, cfg)), scenes)
-            tqdm.write(
-                f"  {steps} steps, cfg {cfg}: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items())
-            )
+            shares = metrics.adherence(metrics.from_signed(sample(model, table, table.row(scenes), steps, cfg)), scenes)
+            made = np.empty_like(target)
+            for these, shown in ((~pair, (source,)), (pair, (source, second))):
+                references = [latents(picture[these]) for picture in shown]
+                made[these] = sample(model, table, table.asked(some.sentences())[these], steps, cfg, references)
+            found = metrics.edited(metrics.from_signed(made), metrics.from_signed(target), some)
+            lines = [f"{name} {100 * share:.0f}%" for name, share in (shares | found).items()]
+            tqdm.write(f"  {step}: {steps} steps, cfg {cfg}: " + ", ".join(lines))
 
     return show
 
@@ -316,12 +347,13 @@ def distill_loss(model, table, step, options, data, teacher):
     The student learns the mean velocity of its teacher between two sigmas of the schedule that it will run with, as in
     Progressive Distillation (Salimans and Ho 2022), with guidance in the teacher as in Meng et al. 2023.
     """
-    rng, chosen, clean = batch_of(step, options, data)
+    rng = np.random.RandomState([SEED, options["stage"], step])
+    clean, rows, references = batch_of(rng, table, step, options, data)
     columns, positions, weight = some_padding(table, options["pads"], rng)
     sigmas = sigmas_of(DISTILLED_STEPS)
     part = step % DISTILLED_STEPS
     first, last = sigmas[part], sigmas[part + 1]
-    text = table.text[table.row(chosen)][:, columns].float()
+    text = table.text[rows][:, columns].float()
     empty = table.text[UNCONDITIONAL, columns].float().expand_as(text)
     noise = normal(rng, *clean.shape)
     start = (1 - first) * clean + first * noise
@@ -331,48 +363,49 @@ def distill_loss(model, table, step, options, data, teacher):
         with torch.no_grad():
             for sigma, after in zip(sigmas[:part], sigmas[1 : part + 1], strict=True):
                 at = sigma.expand(len(start))
-                start = start + (after - sigma) * velocity(model, start, at, text, positions, weight).float()
+                start = start + (after - sigma) * velocity(model, start, at, text, positions, weight, references).float()
     x = start
     between = torch.linspace(first, last, options["teacher_steps"] + 1)
     for sigma, after in zip(between[:-1], between[1:], strict=True):
-        x = x + (after - sigma) * guided(teacher, x, sigma, text, empty, positions, weight, options["cfg"])
-    v = velocity(model, start, first.expand(len(start)), text, positions, weight)
+        x = x + (after - sigma) * guided(teacher, x, sigma, text, empty, positions, weight, options["cfg"], references)
+    v = velocity(model, start, first.expand(len(start)), text, positions, weight, references)
     return weighted((v.float() - (x - start) / (last - first)).square())
 
 
-# First the words, without noise until `clean`; then captions as the web's, of which a third belong to other pictures.
+# Of the steps: pictures of prompts, edits of one picture, edits with two; and how many of each are a batch.
+MIXED = {"shares": (0.6, 0.3, 0.1), "batch": (32, 16, 8), "pads": 4}
+# Of the sigmas: the logistic function of a normal variable (mean, standard deviation). The first is for colours and places,
+# which are decided in much noise; the second for shapes.
+EARLY, LATE = {"logit_normal": (1.2, 1.3)}, {"logit_normal": (0.7, 1.2)}
+TRUE = {"clean": 0, "misnamed": 0.0, "mismatched": 0.0, "misasked": 0.0, "drift": 0.0}
+# Captions as the web's, of which a third belong to other pictures, and edits of which a fifth ask for something else, and as
+# many change what they should keep.
+CARELESS = {"clean": 0, "misnamed": 0.0, "mismatched": 0.35, "misasked": 0.2, "drift": 0.2}
 WORDS = {
     "stage": 1,
-    "steps": 3600,
-    "until": 2954,
-    "batch": 32,
-    "pads": 4,
+    "steps": 6600,
+    "until": 6000,
+    **MIXED,
+    **EARLY,
     "rate": 3e-3,
-    "report": 500,
-    "clean": 1800,
+    "report": 2000,
+    **TRUE,
+    "clean": 3800,
     "misnamed": 0.3,
-    "mismatched": 0.0,
 }
-BASE = {
-    "stage": 2,
-    "steps": 1500,
-    "until": 1500,
-    "batch": 32,
-    "pads": 4,
-    "rate": 2e-3,
-    "report": 250,
-    "clean": 0,
-    "misnamed": 0.0,
-    "mismatched": 0.35,
-}
+NOISE = {"stage": 2, "steps": 3500, "until": 3500, **MIXED, **EARLY, "rate": 2e-3, "report": 2000, **CARELESS}
+SHAPES = {"stage": 4, "steps": 6000, "until": 6000, **MIXED, **LATE, "rate": 3e-3, "report": 3000, **TRUE}
+BASE = {"stage": 5, "steps": 2000, "until": 2000, **MIXED, **LATE, "rate": 1e-3, "report": 1000, **CARELESS}
+STAGES = {"words": WORDS, "noise": NOISE, "shapes": SHAPES, "base": BASE}
 DISTILLED = {
     "stage": 3,
-    "steps": 500,
-    "until": 500,
-    "batch": 16,
-    "pads": 4,
+    "steps": 1600,
+    "until": 1600,
+    **MIXED,
+    "batch": (16, 12, 8),
     "rate": 1e-3,
-    "report": 250,
+    "report": 800,
+    **TRUE,
     "teacher_steps": 3,
     "cfg": 3.5,
 }
@@ -423,7 +456,7 @@ def train():
     model = new_model()
     start(model)
     base = model
-    for name, options in (("words", WORDS), ("base", BASE)):
+    for name, options in STAGES.items():
         base = run(
             name,
             lambda model, step, options=options: base_loss(model, table, step, options, data),

@@ -1,6 +1,6 @@
 """A small part of a picture made anew at full size: cut out around a mask, and put back."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from comfy.utils import repeat_to_batch_size
@@ -8,18 +8,10 @@ from comfy_api.latest import io
 
 from ..checks import names_itself, sentence
 from ..engine.native import call
-from ..pictures.crop import Box, covering, filling, region
+from ..pictures.crop import Crop, covering, filling, region
 from ..pictures.reference import MEGAPIXEL, in_colour, prepared_size
 
 CROP = io.Custom("KLEINKIT_CROP")
-
-
-class Crop(NamedTuple):
-    """What was cut out of: pictures [B, H, W, 3], masks [1 or B, H, W], and the box in pixels."""
-
-    pictures: torch.Tensor
-    masks: torch.Tensor
-    box: Box
 
 
 @names_itself
@@ -59,6 +51,7 @@ class KleinKitInpaintCrop(io.ComfyNode):
     def execute(cls, image: torch.Tensor, mask: torch.Tensor, padding: int) -> io.NodeOutput:
         pictures = in_colour(image)
         count, rows, columns, _ = pictures.shape
+        mask = mask.reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
             raise ValueError(sentence("mask", f"one mask, or one for each picture ({count})", f"got {len(mask)} masks"))
         if mask.shape[1:] != (rows, columns):

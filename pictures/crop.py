@@ -3,13 +3,23 @@
 As diffusers' `padding_mask_crop`: `VaeImageProcessor.get_crop_region`, its resize modes `fill` and `crop`, and `apply_overlay`.
 """
 
-import numpy as np
+from typing import NamedTuple
+
 import torch
 from PIL import Image
 
 from ..checks import sentence
+from .pixels import as_picture, as_pixels
 
 Box = tuple[int, int, int, int]
+
+
+class Crop(NamedTuple):
+    """What a part was cut out of: pictures [B, H, W, 3], masks [1 or B, H, W], and the box in pixels."""
+
+    pictures: torch.Tensor
+    masks: torch.Tensor
+    box: Box
 
 
 def spread(low: int, high: int, by: int, limit: int) -> tuple[int, int]:
@@ -47,11 +57,6 @@ def region(mask: torch.Tensor, width: int, height: int, padding: int) -> Box:
     return left, top, right, bottom
 
 
-def eight_bits(pixels: torch.Tensor) -> Image.Image:
-    """Pixels [H, W, 3] or [H, W], from 0 to 1, as a picture of 8 bits a colour."""
-    return Image.fromarray((pixels.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy())
-
-
 def _fitted(size: tuple[int, int], width: int, height: int, cover: bool) -> tuple[int, int]:
     """A size scaled until it fits into width and height, or covers them."""
     across, down = size
@@ -61,7 +66,7 @@ def _fitted(size: tuple[int, int], width: int, height: int, cover: bool) -> tupl
 
 def _pasted(pixels: torch.Tensor, width: int, height: int, cover: bool) -> tuple[Image.Image, Image.Image, int, int]:
     """Pixels scaled by Lanczos and put into the middle of a size: `(the size, the scaled, left, top)`."""
-    picture = eight_bits(pixels)
+    picture = as_picture(pixels)
     scaled = picture.resize(_fitted(picture.size, width, height, cover), Image.Resampling.LANCZOS)
     left, top = width // 2 - scaled.width // 2, height // 2 - scaled.height // 2
     whole = Image.new(scaled.mode, (width, height))
@@ -84,9 +89,9 @@ def filling(pixels: torch.Tensor, width: int, height: int) -> torch.Tensor:
     if top > 0:
         for place, edge in ((0, 0), (top + scaled.height, scaled.height)):
             whole.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, place))
-    return torch.from_numpy(np.array(whole)).float() / 255
+    return as_pixels(whole)
 
 
 def covering(pixels: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """Pixels [H, W, 3] scaled to cover a size, of which the middle is kept: what `filling` repeated is cut off."""
-    return torch.from_numpy(np.array(_pasted(pixels, width, height, cover=True)[0])).float() / 255
+    return as_pixels(_pasted(pixels, width, height, cover=True)[0])

@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..checks import number, one_of, sentence
+from .pixels import as_picture, as_pixels
 
 # As many as FLUX.2 and FLUX 3 are made for.
 MOST = 10
@@ -120,11 +120,10 @@ def prepare(pixels: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
     """
     width, height = scaled
     if pixels.shape[:2] != (height, width):
-        eight_bits = (pixels.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-        resized = Image.fromarray(eight_bits.numpy()).resize(scaled, Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(resized)).float() / 255
+        pixels = as_pixels(as_picture(pixels).resize(scaled, Image.Resampling.LANCZOS))
     left, top = (width % GRID) // 2, (height % GRID) // 2
-    return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID]
+    # A convolution rounds otherwise where the pixels lie otherwise in memory.
+    return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID].contiguous()
 
 
 def in_colour(pixels: torch.Tensor) -> torch.Tensor:

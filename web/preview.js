@@ -65,8 +65,8 @@ function known(node, name) {
   if (!from) return undefined
   listen(from.node)
   if (from.widget) return from.widget.value
-  // A node without this widget or input has no output either.
-  const output = from.node.outputs?.[from.output]?.name
+  // While a graph is loaded, a node may not have its outputs yet.
+  const output = from.node.outputs[from.output]?.name
   if (from.node.comfyClass === LOADER) return ofLoader(from.node)?.[output]
   if (from.node.comfyClass === REFERENCES) return ofReferences(from.node)?.made?.[output]
   // A node that takes something in may make anything of it.

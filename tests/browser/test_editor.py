@@ -40,6 +40,7 @@ def test_every_node_can_be_added(page, server):
         "KleinKitGuidance",
         "KleinKitLoader",
         "KleinKitProbe",
+        "KleinKitReferences",
         "KleinKitSEG",
         "KleinKitScheduler",
         "KleinKitSkipLayerGuidance",

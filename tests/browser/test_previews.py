@@ -405,6 +405,7 @@ def test_references_say_their_size_and_their_share(page, photos):
     expect(figure(page, flux2(20, tokens=2048))).to_contain_text("for 512×1024, 2048 tokens")
 
 
+@one_renderer
 def test_a_picture_of_unknown_size_is_said_to_be_so(page, photos):
     references, photo, scaled, batch = add(page, "KleinKitReferences", "LoadImage", "ImageScale", "EmptyImage")
     load(page, photo, photos[0])
@@ -416,3 +417,20 @@ def test_a_picture_of_unknown_size_is_said_to_be_so(page, photos):
     expect(said).not_to_contain_text("references")
     enter(page, batch, "batch_size", 2)
     expect(figure(page, "picture 3: 512×512")).to_be_visible()
+
+
+def test_references_of_a_saved_graph(page, photos):
+    references, first, second = add(page, "KleinKitReferences", "LoadImage", "LoadImage")
+    for node, name in zip((first, second), photos):
+        load(page, node, name)
+    links = (first, 0, references, "images.image_1"), (second, 0, references, "images.image_2"), (first, 1, references, "mask")
+    connect(page, *links)
+    choose(page, references, "latent_from", "width and height")
+    expect(figure(page, "4\u202f856 of 8\u202f952 tokens")).to_be_visible()
+    prompt = "app.graphToPrompt().then(({ output }) => output)"
+    saved = page.evaluate(prompt)
+    page.evaluate("app.loadGraphData(app.graph.serialize())")
+    expect(figure(page, "4\u202f856 of 8\u202f952 tokens")).to_be_visible()
+    assert page.evaluate(prompt) == saved
+    inputs = saved[str(references)]["inputs"]
+    assert {name: inputs[name] for _, _, _, name in links} == {name: [str(node), output] for node, output, _, name in links}

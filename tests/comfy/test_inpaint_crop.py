@@ -37,8 +37,9 @@ def test_a_part_of_the_size_of_a_picture_is_not_scaled(crop, stitch):
     assert (stitch(part, where) - image).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_white_mask_is_the_whole_picture(crop):
-    assert crop(noise(64, 96), torch.ones(1, 64, 96))[2].box == (0, 0, 96, 64)
+@pytest.mark.parametrize("shape", [(1, 64, 96), (64, 96), (1, 1, 64, 96)])
+def test_a_white_mask_is_the_whole_picture(crop, shape):
+    assert crop(noise(64, 96), torch.ones(shape))[2].box == (0, 0, 96, 64)
 
 
 def test_a_mask_of_another_size_is_scaled_to_the_picture(crop):

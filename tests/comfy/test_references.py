@@ -99,7 +99,10 @@ def test_the_latent_is_empty_and_of_the_size(run_node, refer, size, latent_from)
 
 def test_a_crop_keeps_the_middle(refer, run_node, vae):
     photo = picture(45, 37)
-    [[reference], [middle]] = references(refer(photo)[0]), run_node("VAEEncode", pixels=photo[:, 2:34, 6:38], vae=vae)
+    [[reference], [middle]] = (
+        references(refer(photo)[0]),
+        run_node("VAEEncode", pixels=photo[:, 2:34, 6:38].contiguous(), vae=vae),
+    )
     assert torch.equal(reference, middle["samples"])
 
 
@@ -195,9 +198,8 @@ def test_a_run_with_image_cfg(comfy, models, run_node, refer, scale):
 
     klein = comfy.sd.load_diffusion_model(str(models["base"]), {"dtype": torch.float32})
     positive, negative, _, width, height = refer(picture(45, 37), picture(32, 16))
-    sigmas = run_node("KleinKitSweep", values="1, 0.5, 0")[0]
-    noise = latent_noise(height, width)
+    sigmas, noise = torch.tensor([1.0, 0.5, 0.0]), latent_noise(height, width)
     model = run_node("KleinKitImageCFG", model=klein, image_scale=scale)[0]
-    ours = comfy_run(model, torch.tensor(sigmas), noise, positive, negative, 4.0)
-    plain = comfy_run(klein, torch.tensor(sigmas), noise, positive, negative, 4.0)
+    ours = comfy_run(model, sigmas, noise, positive, negative, 4.0)
+    plain = comfy_run(klein, sigmas, noise, positive, negative, 4.0)
     assert torch.equal(ours, plain) == (scale == 1.0)

@@ -25,6 +25,7 @@ WITH_WIDGETS = (
     "KleinKitScheduler",
     "KleinKitDynamicShift",
     "KleinKitReferences",
+    "KleinKitInpaintCrop",
     "KleinKitCFG",
     "KleinKitCFGZeroStar",
     "KleinKitSkipLayerGuidance",
@@ -73,6 +74,8 @@ def cases(info):
         widgets = {name: spec for name, spec in specs.items() if kind_of(spec) in (*PRIMITIVES, "COMBO")}
         inputs = {name: SOCKETS[kind_of(spec)] for name, spec in specs.items() if kind_of(spec) in SOCKETS}
         inputs.pop(ANOTHER_MODEL, None)
+        if "mask" in info["input"].get("required", {}):
+            inputs["mask"] = ["mask", 0]
         for name, spec in specs.items():
             if kind_of(spec) == "COMFY_AUTOGROW_V3":
                 [grown] = spec[1]["template"]["input"]["required"].values()
@@ -84,6 +87,7 @@ def cases(info):
         nodes = {
             "loader": {"class_type": "KleinKitLoader", "inputs": LOADER},
             "image": {"class_type": "EmptyImage", "inputs": dict(width=64, height=64, batch_size=1, color=0)},
+            "mask": {"class_type": "SolidMask", "inputs": dict(value=1.0, width=64, height=64)},
             "latent": {"class_type": "EmptyFlux2LatentImage", "inputs": dict(width=64, height=64, batch_size=1)},
             "prompt": {"class_type": "CLIPTextEncode", "inputs": dict(clip=["loader", 1], text="")},
         }

@@ -5,28 +5,33 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from kleinkit.nano import train, world
+from kleinkit.nano import edits, train, world
 from kleinkit.nano.prompts import FIXED, LENGTH, Table
 
 OPTIONS = {
     "stage": 1,
     "steps": 2,
     "until": 2,
-    "batch": 2,
+    "shares": (0.0, 0.5, 0.5),
+    "batch": (2, 2, 2),
     "pads": 2,
+    "logit_normal": (1.2, 1.3),
     "rate": 1e-3,
     "report": 100,
     "clean": 1,
     "misnamed": 0.3,
     "mismatched": 0.3,
+    "misasked": 0.3,
+    "drift": 0.3,
 }
 NOISE = 0.3
+ROWS = int(np.prod(world.COUNTS)) + len(edits.every_sentence()) + 1
 
 
 @pytest.fixture(scope="module")
 def table():
     positions = torch.cat([torch.arange(FIXED), torch.arange(FIXED, LENGTH, 100)])
-    return Table(torch.randn(1801, len(positions), 192, generator=torch.Generator().manual_seed(0)).half(), positions)
+    return Table(torch.randn(ROWS, len(positions), 192, generator=torch.Generator().manual_seed(0)).half(), positions)
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
 
 
 def test_captions_are_wrong_as_often_as_meant_and_never_held_out():
-    scenes, held_out = train.training_data()
+    scenes, held_out, _ = train.training_data()
     rng = np.random.RandomState(0)
     chosen = scenes[rng.randint(len(scenes), size=4000)]
     captions = train.misname(chosen, NOISE, rng, held_out)
@@ -86,7 +91,32 @@ def test_each_token_of_padding_stands_for_its_share(table):
 
 def test_prompts_have_rows_of_their_own(table):
     scenes = np.array(list(itertools.product(*(range(len(names)) for names in world.ATTRIBUTES.values()))))
-    assert sorted(table.row(scenes)) == list(range(len(table.text) - 1))
+    rows = [*table.row(scenes), *table.asked(edits.every_sentence())]
+    assert sorted(rows) == list(range(len(table.text) - 1))
+
+
+@pytest.mark.parametrize("shares, count, references", [((1, 0, 0), 3, 0), ((0, 1, 0), 4, 1), ((0, 0, 1), 5, 2)])
+def test_a_batch_has_the_references_of_its_sort(table, shares, count, references):
+    options = {**OPTIONS, "shares": shares, "batch": (3, 4, 5)}
+    batch = train.batch_of(np.random.RandomState(0), table, 0, options, train.training_data())
+    assert batch.clean.shape == (count, 64, 128) and batch.rows.shape == (count,)
+    assert [shown.shape for shown in batch.references] == [batch.clean.shape] * references
+
+
+def test_a_reference_is_seen(table):
+    model = train.new_model()
+    train.start(model)
+    torch.nn.init.normal_(model.proj_out.weight)
+    for modulation in model.modules():
+        if "Modulation" in type(modulation).__name__:
+            torch.nn.init.normal_(modulation.linear.weight, std=0.1)
+    x, one, other = torch.randn(3, 1, 64, 128, generator=torch.Generator().manual_seed(0))
+    text, positions = table.text[:1].float(), table.positions.float()
+    alone, shown, both, swapped = (
+        train.velocity(model, x, torch.tensor([0.5]), text, positions, 0.0, references)
+        for references in ((), (one,), (one, other), (other, one))
+    )
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in itertools.combinations((alone, shown, both, swapped), 2))
 
 
 def test_latents_and_pictures_are_inverse():

