@@ -18,6 +18,7 @@ SCREENSHOT = "klein-first-picture.jpg"
 # Of a thumbnail, and of a picture of the README.
 THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
 PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
+GAP = 12
 EDITOR = (1400, 900)
 
 
@@ -63,10 +64,10 @@ def side_by_side(pictures):
         )
         for picture in pictures
     ]
-    row, x = Image.new("RGB", (sum(picture.width for picture in same), height)), 0
+    row, x = Image.new("RGB", (sum(picture.width + GAP for picture in same) - GAP, height), "white"), 0
     for picture in same:
         row.paste(picture, (x, 0))
-        x += picture.width
+        x += picture.width + GAP
     return row
 
 

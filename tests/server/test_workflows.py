@@ -60,7 +60,7 @@ def test_the_template_browser_shows_titles_in_words(server):
     assert sorted(api.get(server, "/workflow_templates")[api.PACK]) == names()
     of_flux3 = [name for name in names() if name.startswith("FLUX 3 ")]
     others = [name for name in names() if name not in of_flux3]
-    # Two digits: the browser sorts names as texts.
+    # Two digits, because names are sorted as texts.
     for group, begins in ((others, "{:02} Klein "), (of_flux3, "FLUX 3 Klein {} ")):
         assert all(name.startswith(begins.format(number)) and "-" not in name for number, name in enumerate(group, 1))
     for name in names():
