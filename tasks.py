@@ -480,11 +480,34 @@ def comfyui_tests():
 
 
 def bench(topics):
-    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "timing"))
+    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text("utf-8"))
     unknown = sorted(set(topics) - set(known))
     if unknown:
         sys.exit(f"Expected topics of {', '.join(known) or 'none yet'}, but got {', '.join(unknown)}.")
-    return max((run_module(f"benchmarks.{topic}", tests=True) for topic in topics or known), default=0)
+    topics = topics or [topic for topic in known if topic != "gpu"]
+    return max((run_module(f"benchmarks.{topic}", tests=True) for topic in topics), default=0)
+
+
+def bench_gpu(comfyui, *arguments):
+    """Run the benchmark that needs nothing but ComfyUI and a Python that can run it: nothing is installed for it.
+
+    Args:
+        comfyui: its folder, or None for the one that is found.
+        arguments: of the benchmark.
+    """
+    if comfyui:
+        os.environ["COMFYUI_PATH"] = str(comfyui)
+    found = find_comfyui()
+    if not found:
+        sys.exit("No ComfyUI was found: name its folder with --comfyui, or run `python3 tasks.py setup`.")
+    # That of a ComfyUI that tasks.py has set up lies beside it.
+    python = python_of(found) or python_of(found.parent)
+    if not python:
+        sys.exit(
+            f"Neither {found} nor {sys.executable} has torch and what else ComfyUI needs: run this with a Python that has."
+        )
+    command = [python, ROOT / "tasks.py", "run", "benchmarks.gpu", *map(str, arguments)]
+    return attend(command, {"COMFYUI_PATH": str(found), "PYTHONDONTWRITEBYTECODE": "1"})
 
 
 def parse(arguments):
@@ -502,7 +525,10 @@ def parse(arguments):
     tests.add_argument("--frontend", metavar="VERSION", help="of ComfyUI's frontend, or newest: runs tests/browser with it")
     command("comfyui-tests", "run ComfyUI's own tests without and with KleinKit, and compare")
     benchmarks = command("bench", "run the benchmarks")
-    benchmarks.add_argument("topic", nargs="*", help="which; all by default")
+    benchmarks.add_argument("topic", nargs="*", help="which; by default all but gpu, which needs one")
+    benchmarks.add_argument("--comfyui", type=Path, metavar="PATH", help="gpu: with this ComfyUI; nothing is installed")
+    benchmarks.add_argument("--model", type=Path, nargs="+", metavar="FILE", help="gpu: these Kleins, not random weights")
+    benchmarks.add_argument("--small", action="store_true", help="gpu: at a small size, also on a CPU, to see that it works")
     serve = command("serve", "run ComfyUI with KleinKit until Ctrl-C")
     serve.add_argument("--port", type=int, default=8188, help="default 8188")
     family = command("nano", "train the tiny Klein family from nothing, or measure it")
@@ -562,6 +588,12 @@ def run_command(options, rest):
     if options.command == "comfyui-tests":
         return comfyui_tests()
     if options.command == "bench":
+        of_gpu = options.comfyui or options.model or options.small
+        if options.topic == ["gpu"]:
+            models = ["--model", *(file.resolve() for file in options.model)] if options.model else []
+            return bench_gpu(options.comfyui, *["--small"] * options.small, *models)
+        if of_gpu or "gpu" in options.topic:
+            sys.exit("gpu stands alone: `tasks.py bench gpu`, and its options belong to no other topic.")
         return bench(options.topic)
     if options.command == "run":
         return run_here(options.module, options.arguments)

@@ -1,7 +1,7 @@
 """Guidance side by side with ComfyUI's own nodes: whole runs on random weights of Klein 4B's depth, 5 + 20 blocks."""
 
+import functools
 import importlib
-from functools import partial
 
 import torch
 
@@ -17,16 +17,26 @@ ROUNDS = 11
 SINGLE_9 = dict(double_layers="", single_layers="9", scale=3.0)
 
 
-def runner(model, cfg, steps, side=LATENT_SIDE):
-    """A call that samples Euler steps with the model, of `side` times `side` tokens."""
+@functools.cache
+def prompts(text_width):
+    """What stands for the positive and the negative prompt."""
     generator = torch.Generator().manual_seed(0)
-    positive, negative = (
-        [[torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=generator) * 0.1, {"pooled_output": None}]] for _ in range(2)
-    )
-    noise = torch.randn(1, 128, side, side, generator=generator)
+    return [[[torch.randn(1, TEXT_TOKENS, text_width, generator=generator) * 0.1, {"pooled_output": None}]] for _ in range(2)]
+
+
+def runner(model, cfg, steps, side=LATENT_SIDE, text_width=TEXT_WIDTH, **conditions):
+    """A call that samples Euler steps with the model, of `side` times `side` tokens; both prompts have the conditions."""
+    positive, negative = ([[text, values | conditions]] for [[text, values]] in prompts(text_width))
+    noise = torch.randn(1, 128, side, side, generator=torch.Generator().manual_seed(0))
     sigmas = torch.linspace(1, 0, steps + 1)
 
-    return partial(sample, model, sigmas, noise, positive, negative, cfg)
+    return functools.partial(sample, model, sigmas, noise, positive, negative, cfg)
+
+
+def attention_as_on_a_gpu():
+    """Have Klein take torch's attention, ComfyUI's default on a GPU. On a CPU ComfyUI takes another, which goes by memory."""
+    attentions, flux = (importlib.import_module(f"comfy.ldm.{name}") for name in ("modules.attention", "flux.math"))
+    flux.optimized_attention = attentions.attention_pytorch
 
 
 def main(arguments):

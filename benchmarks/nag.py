@@ -8,7 +8,7 @@ import importlib
 
 from ..harness.inside import enter
 from ..nano.in_comfyui import random_klein
-from .guidance import runner
+from .guidance import attention_as_on_a_gpu, runner
 from .timing import side_by_side
 
 HEADS, SIDE, ROUNDS = 24, 64, 2
@@ -20,14 +20,12 @@ def main(arguments):
     enter()
     ours = importlib.import_module("..nodes.guidance", __package__).KleinKitNAG
     theirs = importlib.import_module("comfy_extras.nodes_nag").NAGuidance
-    attentions, flux = (importlib.import_module(f"comfy.ldm.{name}") for name in ("modules.attention", "flux.math"))
     klein = random_klein(double_blocks=1, single_blocks=1, heads=HEADS)
     scale, tau, alpha = SETTINGS
     plain = runner(klein, 1.0, 1, SIDE)
     nag = runner(ours.execute(klein, scale, tau, alpha, 0.0, 1.0)[0], 1.0, 1, SIDE)
     core = runner(theirs.execute(klein, scale, alpha, tau)[0], 1.0, 1, SIDE)
-    # ComfyUI's default on a GPU; on a CPU it is another.
-    flux.optimized_attention = attentions.attention_pytorch
+    attention_as_on_a_gpu()
     mine, once = side_by_side("Klein NAG", nag, plain, ROUNDS, "plain cfg 1")
     print(f"  promised: at most {PROMISED}", flush=True)
     side_by_side("Klein NAG", nag, core, ROUNDS, "NAGuidance")

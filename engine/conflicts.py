@@ -120,8 +120,8 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
         # Klein Image CFG says itself what it needs.
         if UNCOND in ran and (having == ["negative"] or (having == ["positive"] and IMAGE not in ran)):
             yield (
-                f"The references are in the {having[0]} prompt alone. FLUX 3 is guided with them in both: put "
-                "ReferenceLatent behind the other prompt too."
+                f"The references are in the {having[0]} prompt alone. FLUX 3 is guided with them in both: take both prompts "
+                "from Klein References, or put ReferenceLatent behind the other one too."
             )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..guidance.plan import step_index
 from ..guidance.rule import COND, UNCOND, Rule, Step
+from .samplers import CALLS_BETWEEN, OWN_SIGMAS
 
 if TYPE_CHECKING:
     from .watch import Watch
@@ -19,23 +20,6 @@ RUN = "kleinkit_run"
 ROLES = {"positive": COND, "negative": UNCOND}
 AMBIGUOUS, OTHER = "", "other"
 LATENT, RESULT = "latent", "result"
-# Model calls that ComfyUI's samplers make between two of their callbacks, where it is more than one.
-CALLS_BETWEEN = {
-    "sample_dpm_2": 2,
-    "sample_dpm_2_ancestral": 2,
-    "sample_dpm_2_ancestral_RF": 2,
-    "sample_dpmpp_2s_ancestral": 2,
-    "sample_dpmpp_2s_ancestral_RF": 2,
-    "sample_dpmpp_2s_ancestral_cfg_pp": 2,
-    "sample_dpmpp_sde": 2,
-    "sample_dpmpp_sde_gpu": 2,
-    "sample_exp_heun_2_x0": 2,
-    "sample_exp_heun_2_x0_sde": 2,
-    "sample_seeds_2": 2,
-    "sample_seeds_3": 3,
-}
-# Samplers that go by sigmas of their own, so that their count is not the run's.
-OWN_SIGMAS = ("dpm_fast_function", "dpm_adaptive_function")
 
 
 class ModelCall(NamedTuple):
@@ -56,12 +40,14 @@ class Run:
         sampler: name of the sampler's function, "" where it has none.
         hooks: how many post-CFG functions there are before the sampler adds its own.
         flow_map: whether the model is one, and so asks where each step goes.
+        follows_from: the step from which on every model call is at its step's sigma; see `follows_from` of `samplers`.
         watch: what records the run for a probe, or None.
         step, index, model_options: of the model call in progress, and the step of the one before.
         conds: of the guider, by prompt, as ComfyUI's samplers have them.
         roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
         used: the scale that the sampler used in this call, None before it did.
-        observed, pending: what rules observed, by node: numbers that count in this step, and scalars on the device.
+        observed, seen, pending: what rules observed, by node: numbers that count in this step, those that have been read, and
+            scalars on the device.
         latest, known: the passes of the negative's prompt that ran in the last guided step, beside the positive: up to this
             call, and before this step.
         reused: the scales of the calls so far in which guidance was reused.
@@ -70,7 +56,9 @@ class Run:
         asked, acted: nodes of the rules that were to mix the attention in this call, and of those that did.
         reached: the extra passes of which the model has let the first block be replaced.
         model_calls: of this step's call so far; several devices append to it at once.
-        finite: whether the latent, the passes and the result of the call before are; booleans on the device.
+        finite: whether the latent, the passes and the result of this call are; booleans on the device.
+        unread: `(step, finite)` of the calls since the device was last asked.
+        presumed: `(step, sigma on the device)` of those whose sigma was not read.
         total: how many passes of each kind ran so far.
         done, calls, between: the last step that the sampler says is done, model calls since it said so, and how many it
             makes from one such word to the next.
@@ -82,6 +70,7 @@ class Run:
     sampler: str
     hooks: int
     flow_map: bool = False
+    follows_from: float = math.inf
     watch: "Watch | None" = None
     step: Step | None = None
     index: int | None = None
@@ -90,6 +79,7 @@ class Run:
     roles: dict[Any, str] = field(default_factory=dict)
     used: float | None = None
     observed: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, float] = field(default_factory=dict)
     pending: dict[str, torch.Tensor] = field(default_factory=dict)
     latest: frozenset[str] = frozenset()
     known: frozenset[str] = frozenset()
@@ -101,6 +91,8 @@ class Run:
     reached: set[str] = field(default_factory=set)
     model_calls: list[ModelCall] = field(default_factory=list)
     finite: dict[str, torch.Tensor] = field(default_factory=dict)
+    unread: list[tuple[Step, dict[str, torch.Tensor]]] = field(default_factory=list)
+    presumed: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     total: Counter = field(default_factory=Counter)
     done: int = -1
     calls: int = 0
@@ -117,21 +109,49 @@ class Run:
             self.warned.add(topic or sentence)
             logging.warning("KleinKit: %s", sentence)
 
-    def read(self, *scalars: torch.Tensor) -> tuple[list[float], dict[str, float]]:
-        """Bring scalars to the host, together with what the rules observed and what was finite: one synchronisation.
+    def sigma_of(self, timestep: torch.Tensor) -> float:
+        """The sigma of a model call, read from the device where the order of calls does not tell, or a rule observed something.
+
+        Args:
+            timestep: [B], of the call.
+        """
+        step, sigma = self.done + 1, timestep.flatten()[0]
+        told = not self.calls and self.follows_from <= step < len(self.sigmas) - 1 and timestep.dtype == torch.float32
+        if told and not self.pending:
+            self.presumed.append((step, sigma))
+            return self.sigmas[step]
+        return self.read(sigma)[0]
+
+    def read(self, *scalars: torch.Tensor) -> list[float]:
+        """Bring scalars to the host, together with all that is on the device for us: at most one synchronisation.
 
         Returns:
-            `(floats, {node: float})`: of the scalars, and of what was observed.
+            The scalars as floats.
         """
-        tensors = (*scalars, *self.pending.values(), *self.finite.values())
+        checks = [(step, name, whole) for step, finite in self.unread for name, whole in finite.items()]
+        sigmas = [sigma for _, sigma in self.presumed]
+        tensors = (*scalars, *self.pending.values(), *sigmas, *(whole for *_, whole in checks))
         values = iter(torch.stack([tensor.float() for tensor in tensors]).tolist() if tensors else ())
         floats = [next(values) for _ in scalars]
-        observed = {node: next(values) for node in self.pending}
-        broken = [name for name in self.finite if not next(values)]
-        self.finite.clear()
-        if RESULT in broken and self.step:
-            self.warn_not_finite(broken, self.step.index, self.step.sigma)
-        return floats, observed
+        self.seen |= {node: next(values) for node in self.pending}
+        for (step, _), sigma in zip(self.presumed, values):
+            if sigma != self.sigmas[step]:
+                self.warn_not_followed(step, sigma)
+        broken = [(step, name) for (step, name, _), whole in zip(checks, values) if not whole]
+        for step in (step for step, name in broken if name == RESULT):
+            self.warn_not_finite([name for other, name in broken if other is step], step.index, step.sigma)
+        for known in (self.pending, self.presumed, self.unread):
+            known.clear()
+        return floats
+
+    def warn_not_followed(self, step: int, sigma: float) -> None:
+        """Say once a run that a call was at another sigma than its step's, and believe its order no longer."""
+        self.follows_from = math.inf
+        self.warn(
+            f"Another node made the model's sigma {sigma:.4g} in step {step + 1} of {len(self.sigmas) - 1}, without a word to "
+            f"others. Guidance went by the sampler's, {self.sigmas[step]:.4g}.",
+            topic="sigma",
+        )
 
     def warn_not_finite(self, broken: list[str], index: int, sigma: float) -> None:
         """Say once a run that the result of a step is NaN or infinite; `broken` has the names of all that is."""
@@ -141,7 +161,7 @@ class Run:
             topic="NaN",
         )
 
-    def enter(self, sigma: float, observed: dict[str, float]) -> int:
+    def enter(self, sigma: float) -> int:
         """The step of a model call; what was observed and ran in earlier steps counts from here on."""
         counted = None
         if self.sampler not in OWN_SIGMAS:
@@ -149,7 +169,7 @@ class Run:
             counted = first, self.done + 1
         index = step_index(sigma, self.sigmas, self.index, counted)
         if index != self.index:
-            self.observed, self.known = observed, self.latest
+            self.observed, self.known = dict(self.seen), self.latest
         self.calls += 1
         self.index = index
         return index

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -25,6 +26,7 @@ from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
 from .family import is_flow_map
 from .run import LATENT, RESULT, RUN, Run, all_finite, at_sigma, run_of, titles
+from .samplers import follows_from
 from .watch import PROBES, Probe, Watch
 
 RULES = "kleinkit_rules"
@@ -103,7 +105,7 @@ def sample(
     sampler = executor.class_obj
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     hooks, of_flow_map = len(options["sampler_post_cfg_function"]), is_flow_map(guider.model_patcher.model)
-    run = Run(sigmas.float().tolist(), rules, name, hooks, of_flow_map)
+    run = Run(sigmas.float().tolist(), rules, name, hooks, of_flow_map, follows_from(executor, guider))
     all_as(guider.model_patcher)
     for warning in before_run(rules, guider, options, run.sigmas):
         run.warn(warning)
@@ -124,6 +126,10 @@ def sample(
         samples = executor(guider, sigmas, extra_args, stepped, noise, *args, **kwargs)
         run.read()
         return samples
+    except comfy.model_management.InterruptProcessingException:
+        # Who has seen a black preview is told why.
+        run.read()
+        raise
     finally:
         options["transformer_options"].pop(RUN, None)
         if rules:
@@ -146,6 +152,9 @@ def predict_noise(
     if run is None:
         return executor(x, timestep, model_options, seed)
     run.began(executor.class_obj.conds)
+    if executor.idx:
+        # A wrapper of another node stands before ours, and may alter the sigma.
+        run.follows_from = math.inf
     if run.watch is not None:
         run.watch.begin()
     try:
@@ -153,7 +162,7 @@ def predict_noise(
             denoised = predict(executor, x, timestep, model_options, seed, run)
         else:
             if run.flow_map:
-                flow_map.off_sigmas(run, *run.read(timestep.flatten()[0])[0])
+                flow_map.off_sigmas(run, run.sigma_of(timestep))
             denoised = executor(x, timestep, model_options, seed)
         if run.watch is not None:
             run.watch.end(x, timestep, denoised)
@@ -186,13 +195,15 @@ def predict(
 ) -> torch.Tensor:
     """Plan the step of this model call, and have the sampler run the passes of the plan and no others."""
     guider, conds = executor.class_obj, executor.class_obj.conds
-    (sigma,), observed = run.read(timestep.flatten()[0])
+    sigma = run.sigma_of(timestep)
     flow_map.off_sigmas(run, sigma)
-    index = run.enter(sigma, observed)
+    index = run.enter(sigma)
     step = plan_step(run.rules, index, len(run.sigmas) - 1, sigma, scale_of(guider), run.observed, run.known)
     transformer_options = model_options["transformer_options"]
     run.model_options = {**model_options, "transformer_options": {**transformer_options}}
     run.step = step = as_the_guider_can(step, guider, model_options, run)
+    run.finite = {}
+    run.unread.append((step, run.finite))
     if step.zero:
         # No velocity: all predictions are x. Samplers of the cfg_pp kind take the negative's from a hook of their own.
         own = {"sampler_post_cfg_function": model_options["sampler_post_cfg_function"][run.hooks :]}
@@ -316,6 +327,6 @@ def post_cfg(args: dict) -> torch.Tensor:
     guided = stack.apply(run.rules, velocities, step, run.memories, sampled)
     if step.guided and not step.reuse:
         for rule in run.rules:
-            if (seen := rule.observe(velocities, run.memories[rule.node])) is not None:
+            if rule.decides and (seen := rule.observe(velocities, run.memories[rule.node])) is not None:
                 run.pending[rule.node] = seen
     return args["denoised"] if guided is None else args["denoised"] - (guided - sampled)

@@ -98,7 +98,7 @@ class Watch:
         values = values[len(finite) :]
         milliseconds = (time.perf_counter() - self.started) * 1000.0
         self.cond = self.uncond = None
-        step = self.of.index if self.of.rules else self.of.enter(sigma, {})
+        step = self.of.index if self.of.rules else self.of.enter(sigma)
         # Where there are rules, the sampler's own check knows their passes too.
         if RESULT in broken and not self.of.rules:
             self.of.warn_not_finite(broken, step, sigma)

@@ -17,3 +17,5 @@ def enter(base=None):
     args = importlib.import_module("comfy.cli_args").args
     args.base_directory = base and str(base)
     args.cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
+    # As main.py does, before an old nodes.py makes comfy/utils.py win its name.
+    importlib.import_module("utils.extra_config")

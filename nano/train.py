@@ -179,7 +179,7 @@ def batch_of(rng, table, step, options, data):
         captions = misname(chosen, options["misnamed"] if step >= options["clean"] else 0.0, rng, held_out)
         rows = table.row(mismatch(captions, options["mismatched"], rng, known))
         return Batch(latents(world.draw(chosen, rng)), rows, [])
-    some = edits.invent(count, rng, known, trained_on, edits.KINDS[edits.PAIR :] if sort == 2 else edits.KINDS[: edits.PAIR])
+    some = edits.invent(count, rng, known, trained_on, edits.KINDS[edits.PAIR :] if sort == 2 else options["kinds"])
     source, second, target = edits.drawn(some, rng, edits.drift(some, options["drift"], rng, trained_on))
     rows = table.asked(some.sentences())
     rows = mismatch(rows, options["misasked"], rng, rows)
@@ -373,7 +373,9 @@ def distill_loss(model, table, step, options, data, teacher):
 
 
 # Of the steps: pictures of prompts, edits of one picture, edits with two; and how many of each are a batch.
-MIXED = {"shares": (0.6, 0.3, 0.1), "batch": (32, 16, 8), "pads": 4}
+MIXED = {"shares": (0.6, 0.3, 0.1), "batch": (32, 16, 8), "pads": 4, "kinds": edits.KINDS[: edits.PAIR]}
+# New shapes are the hardest to learn, then shapes at new places.
+HARD = {**MIXED, "kinds": (*edits.KINDS[: edits.PAIR], "shape", "shape", "place")}
 # Of the sigmas: the logistic function of a normal variable (mean, standard deviation). The first is for colours and places,
 # which are decided in much noise; the second for shapes.
 EARLY, LATE = {"logit_normal": (1.2, 1.3)}, {"logit_normal": (0.7, 1.2)}
@@ -395,19 +397,30 @@ WORDS = {
 }
 NOISE = {"stage": 2, "steps": 3500, "until": 3500, **MIXED, **EARLY, "rate": 2e-3, "report": 2000, **CARELESS}
 SHAPES = {"stage": 4, "steps": 6000, "until": 6000, **MIXED, **LATE, "rate": 3e-3, "report": 3000, **TRUE}
-BASE = {"stage": 5, "steps": 2000, "until": 2000, **MIXED, **LATE, "rate": 1e-3, "report": 1000, **CARELESS}
-STAGES = {"words": WORDS, "noise": NOISE, "shapes": SHAPES, "base": BASE}
+EDITS = {
+    "stage": 6,
+    "steps": 2500,
+    "until": 2500,
+    **HARD,
+    "shares": (0.2, 0.65, 0.15),
+    **LATE,
+    "rate": 2e-3,
+    "report": 2500,
+    **TRUE,
+}
+BASE = {"stage": 5, "steps": 1500, "until": 1500, **HARD, **LATE, "rate": 1e-3, "report": 1500, **CARELESS}
+STAGES = {"words": WORDS, "noise": NOISE, "shapes": SHAPES, "edits": EDITS, "base": BASE}
 DISTILLED = {
     "stage": 3,
-    "steps": 1600,
-    "until": 1600,
-    **MIXED,
+    "steps": 1400,
+    "until": 1400,
+    **HARD,
     "batch": (16, 12, 8),
     "rate": 1e-3,
-    "report": 800,
+    "report": 700,
     **TRUE,
     "teacher_steps": 3,
-    "cfg": 3.5,
+    "cfg": 2.5,
 }
 DISTILLED_STEPS = 4
 

@@ -150,8 +150,8 @@ class TestReferencesInOnePrompt:
         prompts = dict.fromkeys(("positive", "negative"), ()) | {having: (REFERENCE,)}
         run(loaded(), **prompts)
         assert said() == [
-            f"KleinKit: The references are in the {having} prompt alone. FLUX 3 is guided with them in both: put "
-            "ReferenceLatent behind the other prompt too."
+            f"KleinKit: The references are in the {having} prompt alone. FLUX 3 is guided with them in both: take both "
+            "prompts from Klein References, or put ReferenceLatent behind the other one too."
         ]
 
     def test_nothing_is_said_of_both_of_none_and_at_cfg_1(self, loaded, said):

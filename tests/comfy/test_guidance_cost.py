@@ -4,9 +4,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from host_reads import host_reads
 from sampling import comfy_run, conditioning, embeddings, latent_noise, longer, small_klein, with_nodes
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 BLOCKS = 25
 STEP = torch.tensor([0.9, 0.4])
@@ -177,30 +176,8 @@ def test_adaptive_ends_guidance_once_the_passes_agree(klein, run_node):
     assert sum(rows_of(model, 4.0, sigmas=sigmas).values()) == BLOCKS * 2 * 5
 
 
-class ScalarReads(TorchDispatchMode):
-    """Counts `aten::_local_scalar_dense`: a number that the host waits for."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **kwargs or {})
-
-
-class ListReads(TorchFunctionMode):
-    """Counts `tolist`, which waits as well, but for many numbers at once and under no operator of its own."""
-
-    count = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.Tensor.tolist
-        return function(*args, **kwargs or {})
-
-
-def host_reads(model, cfg, steps):
-    with ListReads() as lists, ScalarReads() as scalars:
-        run(model, cfg, sigmas=torch.linspace(1, 0, steps + 1))
-    return scalars.count + lists.count
+def reads_of(model, cfg, steps):
+    return host_reads(lambda: run(model, cfg, sigmas=torch.linspace(1, 0, steps + 1)))
 
 
 EVERY_RULE = (
@@ -227,10 +204,10 @@ COMBINATIONS = {
 def test_at_most_one_host_synchronisation_a_step(klein, run_node, name):
     others = [node for node in EVERY_RULE if node[0] not in COMBINATIONS]
     model = with_nodes(run_node, klein, *others, (name, COMBINATIONS[name]))
-    assert host_reads(model, 4.0, 3) - host_reads(model, 4.0, 1) == 2
+    assert reads_of(model, 4.0, 3) - reads_of(model, 4.0, 1) == 2
 
 
 @pytest.mark.parametrize("nodes, reads", [((), 1), (EVERY_RULE, 2)], ids=("plain", "every rule"))
 def test_a_probe_adds_one_host_synchronisation_a_step(klein, run_node, nodes, reads):
     model = with_nodes(run_node, klein, *nodes, ("KleinKitProbe", {}))
-    assert host_reads(model, 4.0, 3) - host_reads(model, 4.0, 1) == 2 * reads
+    assert reads_of(model, 4.0, 3) - reads_of(model, 4.0, 1) == 2 * reads

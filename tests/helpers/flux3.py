@@ -13,6 +13,15 @@ import torch
 
 HEADS, HEAD_WIDTH, MODE_BLOCKS, JOINT_BLOCKS = 2, 32, 1, 4
 TEXT_WIDTH, WINDOW = 48, 80
+SIZE = dict(
+    num_layers=MODE_BLOCKS,
+    num_single_layers=JOINT_BLOCKS,
+    attention_head_dim=HEAD_WIDTH,
+    num_attention_heads=HEADS,
+    joint_attention_dim=TEXT_WIDTH,
+)
+# Of the published ones.
+TRUE_SIZE = dict(num_layers=5, num_single_layers=28, attention_head_dim=128, num_attention_heads=24, joint_attention_dim=20480)
 MODES = 3
 SHIFT = 6.93
 POSITIONS = 0.5
@@ -25,23 +34,34 @@ def text(seed, windows=1, batch=1):
     return torch.randn(batch, WINDOW * windows, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def transformer(flow_map=False, seed=0):
-    """diffusers' `Flux3Transformer2DModel`. Base and distilled share every weight but those of the target time."""
+@contextlib.contextmanager
+def made_as(device, dtype):
+    """Inside, torch makes new tensors there and of that type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def transformer(flow_map=False, seed=0, device="cpu", dtype=torch.float32, **size):
+    """diffusers' `Flux3Transformer2DModel`. Base and distilled share every weight but those of the target time.
+
+    Args:
+        size: what differs from the tiny one, by diffusers' names.
+    """
     from diffusers import Flux3Transformer2DModel
 
-    model = Flux3Transformer2DModel(
-        num_layers=MODE_BLOCKS,
-        num_single_layers=JOINT_BLOCKS,
-        attention_head_dim=HEAD_WIDTH,
-        num_attention_heads=HEADS,
-        joint_attention_dim=TEXT_WIDTH,
-        axes_dims_rope=(HEAD_WIDTH // 4,) * 4,
-        flow_map=flow_map,
-    )
-    for name, parameter in model.named_parameters():
-        value = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed))
-        gain = TIME_GAIN if "timestep_embedder" in name else 1.0
-        parameter.data = 2.0 + 0.3 * value if value.ndim == 1 else value * gain * value.shape[1] ** -0.5
+    size = SIZE | size
+    with made_as(device, dtype):
+        model = Flux3Transformer2DModel(**size, axes_dims_rope=(size["attention_head_dim"] // 4,) * 4, flow_map=flow_map)
+        for name, parameter in model.named_parameters():
+            random = torch.Generator(device).manual_seed(zlib.crc32(name.encode()) + seed)
+            value = torch.randn(parameter.shape, generator=random)
+            gain = TIME_GAIN if "timestep_embedder" in name else 1.0
+            parameter.data = 2.0 + 0.3 * value if value.ndim == 1 else value * gain * value.shape[1] ** -0.5
     return model.eval().requires_grad_(False)
 
 
@@ -71,15 +91,16 @@ def velocity(model, x, sigma, prompt, references=(), target=None):
     more = {}
     if len(references):
         more["image_cond_hidden_states"] = torch.cat([tokens(one).expand(batch, -1, -1) for one in references], dim=1)
-        more["image_cond_ids"] = torch.cat([grid(*one.shape[2:], -(1 + i)) for i, one in enumerate(references)])
+        places = [grid(*one.shape[2:], -(1 + i)) for i, one in enumerate(references)]
+        more["image_cond_ids"] = torch.cat(places).to(x.device)
     if target is not None:
         more["target_timestep"] = torch.as_tensor(target).expand(batch)
-    positions = torch.arange(prompt.shape[1])
+    positions = torch.arange(prompt.shape[1], device=x.device)
     out = model(
         hidden_states=tokens(x),
         encoder_hidden_states=prompt.expand(batch, -1, -1),
         timestep=torch.as_tensor(sigma).expand(batch),
-        img_ids=grid(height, width),
+        img_ids=grid(height, width).to(x.device),
         txt_ids=torch.nn.functional.pad(positions[:, None].float(), (3, 0)),
         return_dict=False,
         **more,
@@ -189,7 +210,7 @@ class Transformer(torch.nn.Module):
         self.content_mode_blocks, self.txt_mode_blocks = model.mode_blocks, model.txt_mode_blocks
         self.single_blocks = model.single_transformer_blocks
         self.final_layer = torch.nn.ModuleDict({"norm": model.norm_out, "linear": model.proj_out})
-        self.dtype, self.calls, self.options = torch.float32, [], {}
+        self.dtype, self.calls, self.options = model.dtype, [], {}
         if replaceable:
             for block in self.single_blocks:
                 block.attn.set_processor(Attention(self))
@@ -237,14 +258,14 @@ def classes():
     return Flux3, Config
 
 
-def stand_in(flow_map=False, seed=0, replaceable=True):
-    """The MODEL, a `ModelPatcher`. `replaceable`: its joint blocks look at `patches_replace`."""
+def stand_in(flow_map=False, seed=0, replaceable=True, device="cpu", dtype=torch.float32, **size):
+    """The MODEL, a `ModelPatcher`. `replaceable`: its joint blocks look at `patches_replace`; the rest as of `transformer`."""
     import comfy.model_base
     import comfy.model_patcher
 
     flux3, config = classes()
     config = config({"disable_unet_model_creation": True, "image_model": "flux3"})
-    model = flux3(config, comfy.model_base.ModelType.FLOW, device="cpu")
-    model.diffusion_model = Transformer(transformer(flow_map, seed), replaceable)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    model = flux3(config, comfy.model_base.ModelType.FLOW, device=device)
+    model.diffusion_model = Transformer(transformer(flow_map, seed, device, dtype, **size), replaceable)
+    device = torch.device(device)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)

@@ -35,19 +35,24 @@ def conditioning(tensor, **values):
     return [[tensor, {"pooled_output": None, **values}]]
 
 
-def small_klein(seed=0, **shape):
-    """`random_klein` that reads the last 32 of a prompt's tokens, for a quarter of the time.
+def short(model):
+    """Make a model read the last 32 of a prompt's tokens, for a quarter of the time; the model.
 
     ComfyUI fills every prompt up to 512 tokens, at its front. tests/reference runs all of them.
     """
-    from kleinkit.nano.in_comfyui import random_klein
 
     def shorten(module, args, kwargs):
         return args, kwargs | {"context": kwargs["context"][:, -32:]}
 
-    model = random_klein(seed, **shape)
     model.model.diffusion_model.register_forward_pre_hook(shorten, with_kwargs=True)
     return model
+
+
+def small_klein(seed=0, **shape):
+    """`random_klein` that is `short`."""
+    from kleinkit.nano.in_comfyui import random_klein
+
+    return short(random_klein(seed, **shape))
 
 
 svd = torch.linalg.svd

@@ -15,6 +15,7 @@ OPTIONS = {
     "shares": (0.0, 0.5, 0.5),
     "batch": (2, 2, 2),
     "pads": 2,
+    "kinds": edits.KINDS[: edits.PAIR],
     "logit_normal": (1.2, 1.3),
     "rate": 1e-3,
     "report": 100,
