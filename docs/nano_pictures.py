@@ -46,7 +46,7 @@ SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()
 # Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
 CELL, GAP, LABEL = 11, 16, 40
-PROBED = "8 Klein Probe and Report"
+PROBED = "16 Klein Probe and Report"
 # A plot of six panels needs more room than others.
 REPORT_WIDTH = 900
 PAPER, INK = "#ffffff", "#222222"
@@ -476,7 +476,7 @@ OTHERS = {
     "KleinKitImageCFG": lambda server: edited(server, *(Row("", (image_cfg(s),)) for s in (1.0, 2.0, 0.0)), pictures=(1,)),
     "KleinKitReferences-edits": lambda server: edited(server, Row("", cfg=1, steps=4, loader=GUARDED)),
     "KleinKitInpaintCrop": inpainted,
-    "KleinKitContactSheet": lambda server: last_of(server, "7 Klein Guidance Study", WIDTH),
+    "KleinKitContactSheet": lambda server: last_of(server, "15 Klein Guidance Study", WIDTH),
     # The first to run a workflow: what ComfyUI keeps is not drawn.
     "KleinKitProbe": probe,
     "KleinKitReport": lambda server: last_of(server, PROBED, REPORT_WIDTH),

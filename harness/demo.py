@@ -18,7 +18,7 @@ from .workflow import as_prompt, change, for_nano, read
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".demo"
-FIRST, STUDY = "1 Klein First Picture", "7 Klein Guidance Study"
+FIRST, STUDY = "01 Klein First Picture", "15 Klein Guidance Study"
 # Its name in the address of the demo, which takes no spaces.
 LINK = "klein-first-picture"
 # A folder of custom nodes that holds nothing but the workflow as this server can run it.

@@ -8,35 +8,49 @@ from PIL import Image
 from . import server as api
 from .demo import FIRST, STUDY, in_order, show_progress, with_comfyui
 from .editor import chromium, open_editor
-from .workflow import WORKFLOWS, as_prompt, for_nano, names, nodes, read
+from .workflow import BYPASSED, EXAMPLES, WORKFLOWS, as_prompt, for_nano, names, nodes, read, tried
 
 ASSETS = WORKFLOWS.parent / "assets"
 # What the README shows of a workflow, besides the first in the editor: its last picture.
-REPORT = "8 Klein Probe and Report"
+REPORT = "16 Klein Probe and Report"
 SHOWN = {STUDY: "guidance-study", REPORT: "report"}
 SCREENSHOT = "klein-first-picture.jpg"
 # Of a thumbnail, and of a picture of the README.
 THUMBNAIL, THUMBNAIL_BYTES = (768, 512), 60_000
 PICTURE, PICTURE_BYTES = (1200, 1200), 250_000
+GAP = 12
 EDITOR = (1400, 900)
 
 
 def for_installed(graph, server):
     """A workflow as it is where its model is installed, else for the nano family."""
-    [loader] = nodes(graph, "KleinKitLoader")
+    loader = nodes(graph, "KleinKitLoader")[0]
     installed = loader["widgets_values"][0] in api.get(server, "/models/diffusion_models")
     return graph if installed else for_nano(graph)
 
 
-def run(server, name):
-    """Run a workflow; the pictures that it saves and shows, in the order of its nodes."""
+def run(server, name, graph=None):
+    """Run a workflow, or `graph`, a change of it; the pictures that it saves and shows, in the order of its nodes."""
     print(name)
-    prompt = as_prompt(for_installed(read(name), server))
+    prompt = as_prompt(graph or for_installed(read(name), server))
     outcome = api.queue(server, prompt, show_progress(prompt), timeout=None)
     print()
     if outcome.error:
         raise RuntimeError(f"{name}: " + "\n".join(api.sentences(outcome.error)))
     return [Image.open(path).convert("RGB") for path in in_order(server, outcome)]
+
+
+def loaded(name):
+    """The pictures that a workflow begins with; where the mask of one is white, it is."""
+    files = [EXAMPLES / node["widgets_values"][0] for node in nodes(read(name), "LoadImage")]
+    pictures = [Image.open(file).convert("RGBA") for file in files]
+    return [Image.alpha_composite(Image.new("RGBA", one.size, "white"), one).convert("RGB") for one in pictures]
+
+
+def variants(server, name):
+    """What a workflow makes on the nano family with each of the nodes that it has bypassed."""
+    numbers = [node["id"] for node in read(name)["nodes"] if node["mode"] == BYPASSED]
+    return [picture for number in numbers for picture in run(server, name, tried(read(name), number))]
 
 
 def side_by_side(pictures):
@@ -50,10 +64,10 @@ def side_by_side(pictures):
         )
         for picture in pictures
     ]
-    row, x = Image.new("RGB", (sum(picture.width for picture in same), height)), 0
+    row, x = Image.new("RGB", (sum(picture.width + GAP for picture in same) - GAP, height), "white"), 0
     for picture in same:
         row.paste(picture, (x, 0))
-        x += picture.width
+        x += picture.width + GAP
     return row
 
 
@@ -102,7 +116,7 @@ def main(arguments):
         for name in arguments or names():
             pictures = run(server, name)
             # A study's sheet has all its pictures on it.
-            shown = side_by_side(pictures[-1:] if name == STUDY else pictures)
+            shown = side_by_side(pictures[-1:] if name == STUDY else [*loaded(name), *pictures, *variants(server, name)])
             save(shown, WORKFLOWS / f"{name}.jpg", THUMBNAIL, THUMBNAIL_BYTES)
             if name in SHOWN:
                 save(pictures[-1], ASSETS / f"{SHOWN[name]}.jpg", PICTURE, PICTURE_BYTES)

@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
+from PIL import Image
+
+from .workflow import EXAMPLES, NANO_EXAMPLES, NANO_PIXELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = "KleinKit"
@@ -27,8 +30,6 @@ HOST = "127.0.0.1"
 START_SECONDS = 300
 STOP_SECONDS = 10
 LOG_TAIL = 25
-# Every ComfyUI has this picture in its input folder; Load Image begins with it.
-EXAMPLE = "example.png"
 # A proxy of the environment must not come between us and this machine.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -75,6 +76,19 @@ def put_pack(base):
         target.symlink_to(ROOT, target_is_directory=True)
     except OSError:
         shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks"))
+
+
+def put_pictures(base):
+    """Put what the workflows begin with into `<base>/input`, for prompts that no editor opens; also at nano's size."""
+    folder = base / "input"
+    small = folder / NANO_EXAMPLES
+    small.mkdir(parents=True, exist_ok=True)
+    for picture in EXAMPLES.glob("*.png"):
+        shutil.copy(picture, folder)
+        with Image.open(picture) as image:
+            # Each by itself: what is transparent keeps its colours.
+            bands = [band.resize((NANO_PIXELS, NANO_PIXELS), Image.Resampling.BOX) for band in image.split()]
+            Image.merge(image.mode, bands).save(small / picture.name)
 
 
 def _command(comfyui, base, port, cpu, models):
@@ -153,10 +167,7 @@ def running(comfyui, base, *, port=0, cpu=True, pack=True, models=None):
     (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
     if pack:
         put_pack(base)
-    example = Path(comfyui, "input", EXAMPLE)
-    if example.exists() and not (base / "input" / EXAMPLE).exists():
-        (base / "input").mkdir(exist_ok=True)
-        shutil.copy(example, base / "input")
+        put_pictures(base)
     port = free_port(port)
     server = Server(f"http://{HOST}:{port}", base, base / "comfyui.log")
     group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}

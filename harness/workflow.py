@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+# The pictures that Load Image begins with there.
+EXAMPLES = WORKFLOWS / "examples"
 NOTES = ("MarkdownNote", "Note")
 SEEDS = ("seed", "noise_seed")
 # The editor's number for a node that is bypassed.
@@ -19,12 +21,20 @@ NANO_FLUX3 = {
     "flux3-image-klein-base-bf16.safetensors": NANO["flux-2-klein-base-4b.safetensors"],
 }
 NANO_PIXELS = 128
-NANO_MEGAPIXELS = 0.02
+# Nano's pictures by those of a Klein, in area; and the folder of the examples at that size.
+NANO_SHARE = (NANO_PIXELS / 1024) ** 2
+NANO_EXAMPLES = "nano"
 NANO_LAYER = "2"
 NANO_PROMPTS = {
     "Prompt": "a large green circle on the left, on a blue background",
     "Source prompt": "a large red circle on the left, on a blue background",
     "Negative prompt": "",
+    "Negative prompt, for base models": "",
+    "What to change": "make the circle green",
+    "How to combine": "put the shape of the second picture on the first background",
+    "The whole scene": "a large green star on the left, on a blue background",
+    "The wider scene": "a large red circle on the left, on a blue background",
+    "What it shows": "a large red circle on the left, on a blue background",
     "Keep out": "a large red circle in the middle, on a purple background",
 }
 
@@ -57,6 +67,21 @@ def put(node, **values):
         node["widgets_values"][names.index(name)] = value
 
 
+def choose(node, name, choice, **values):
+    """Make a choice that brings inputs of its own, in place, and change what those hold."""
+    names = widgets(node)
+    place = names.index(name)
+    end = place + 1
+    while end < len(names) and (names[end] or "").startswith(f"{name}."):
+        end += 1
+    node["widgets_values"][place:end] = [choice, *values.values()]
+    inputs = [entry for entry in node["inputs"] if not entry["name"].startswith(f"{name}.")]
+    at = next(number for number, entry in enumerate(inputs) if entry["name"] == name) + 1
+    brought = [f"{name}.{key}" for key in values]
+    inputs[at:at] = [{"name": key, "type": "*", "widget": {"name": key}, "link": None} for key in brought]
+    node["inputs"] = inputs
+
+
 def nodes(graph, *kinds):
     """The nodes of some types."""
     return [node for node in graph["nodes"] if node["type"] in kinds]
@@ -77,11 +102,29 @@ def for_nano(graph):
             case "EmptyFlux2LatentImage":
                 put(node, width=NANO_PIXELS, height=NANO_PIXELS)
             case "ImageScaleToTotalPixels":
-                put(node, megapixels=NANO_MEGAPIXELS)
+                put(node, megapixels=NANO_SHARE * node["widgets_values"][widgets(node).index("megapixels")])
+            case "LoadImage":
+                put(node, image=f"{NANO_EXAMPLES}/{node['widgets_values'][0]}")
+            case "ImagePadForOutpaint":
+                put(node, right=NANO_PIXELS // 2)
+            case "KleinKitReferences":
+                choose(node, "size", "megapixels", megapixels=NANO_SHARE)
             case "CLIPTextEncode":
                 put(node, text=NANO_PROMPTS[node["title"]])
-            case "KleinKitSkipLayerGuidance":
+            case "KleinKitSkipLayerGuidance" | "KleinKitAutoGuidance":
                 put(node, single_layers=NANO_LAYER)
+    return graph
+
+
+def tried(graph, number):
+    """A workflow for the nano family with a node that it has bypassed, in place."""
+    loader, *second = nodes(for_nano(graph), "KleinKitLoader")
+    if second:
+        # What another model says is of another model than the first.
+        put(loader, diffusion_model=NANO["flux-2-klein-4b.safetensors"], distilled_cfg="allow")
+    for node in graph["nodes"]:
+        if node["id"] == number:
+            node["mode"] = 0
     return graph
 
 
@@ -91,7 +134,7 @@ def as_prompt(graph):
     for node in sorted(graph["nodes"], key=lambda node: node["order"]):
         if node["mode"] == BYPASSED:
             # Guidance nodes: what comes out is the model that goes in.
-            [output], [into] = node["outputs"], [entry for entry in node["inputs"] if entry["type"] == "MODEL"]
+            [output], into = node["outputs"], next(entry for entry in node["inputs"] if entry["type"] == "MODEL")
             sources |= dict.fromkeys(output["links"], sources[into["link"]])
     prompt = {}
     for node in graph["nodes"]:

@@ -23,7 +23,7 @@ from editor import (
 )
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
-from kleinkit.harness.workflow import NANO, WORKFLOWS, for_nano, names, nodes, put, read
+from kleinkit.harness.workflow import EXAMPLES, NANO, WORKFLOWS, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 
@@ -244,7 +244,7 @@ def test_a_workflow_of_flux3_says_which_comfyui_it_needs(page, server, name):
 
 
 def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
-    graph = for_nano(read("2 Klein Text to Image (Distilled)"))
+    graph = for_nano(read("02 Klein Text to Image (Distilled)"))
     [loader] = nodes(graph, "KleinKitLoader")
     put(loader, diffusion_model=FILE)
     for prompt in nodes(graph, "CLIPTextEncode"):
@@ -262,7 +262,7 @@ def test_a_run_of_a_prompt_and_a_file_that_are_html(page, server):
 
 def test_a_probe_draws_a_run_while_it_goes(page, server):
     api.forget(server)
-    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("8 Klein Probe and Report")))
+    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("16 Klein Probe and Report")))
     shorten(page, 8)
     # From afar the editor draws no widgets.
     page.evaluate("""() => {
@@ -330,3 +330,24 @@ def test_texts_are_in_the_editors_language(page, languages, request):
         passes = said["{steps} steps: {total} of {plain} passes"].format(steps=20, total=40, plain=40)
         expect(figure(page, passes)).to_contain_text(said["a model that is not distilled"])
         keep(page, f"{request.node.name}-{language}")
+
+
+@one_renderer
+def test_a_workflow_brings_its_example_picture(page, server):
+    graph = read("05 Klein Edit with Two Pictures")
+    pictures = {
+        node["widgets_values"][0]: server.base / "input" / node["widgets_values"][0] for node in nodes(graph, "LoadImage")
+    }
+    [first, second] = pictures.values()
+    first.unlink()
+    # One of the user's own under that name stays.
+    second.write_bytes(first.with_name("kleinkit-circle-masked.png").read_bytes())
+    kept = second.read_bytes()
+    page.evaluate("(graph) => app.loadGraphData(graph)", graph)
+    assert first.read_bytes() == (EXAMPLES / first.name).read_bytes() and second.read_bytes() == kept
+    listed = "app.graph.nodes.filter(({ type }) => type === 'LoadImage').map(({ widgets: [one] }) => one.options.values)"
+    assert all(set(pictures) <= {*values} for values in page.evaluate(listed))
+    page.wait_for_function("app.graph.nodes.find(({ type }) => type === 'LoadImage').imgs?.[0].naturalWidth === 512")
+    for path in server.base.glob("input/kleinkit-*.png"):
+        path.unlink()
+    api.put_pictures(server.base)

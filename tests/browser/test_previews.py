@@ -260,7 +260,7 @@ def test_layers_of_a_weaker_version_give_way_to_a_model(page):
 @one_renderer
 def test_a_sweep_counts_its_runs(page, server):
     api.forget(server)
-    graph = for_nano(read("7 Klein Guidance Study"))
+    graph = for_nano(read("15 Klein Guidance Study"))
     [sweep] = nodes(graph, "KleinKitSweep")
     put(sweep, values="1, 2, 3")
     change(graph, "KSampler", steps=4)

@@ -92,11 +92,12 @@ def values(page, node):
 
 
 def shorten(page, steps):
-    """Have every Klein Scheduler make so many steps, also those in subgraphs, whatever it is connected to."""
+    """Have every Klein Scheduler and KSampler make so many steps, also those in subgraphs, whatever is connected."""
     page.evaluate(
         """(steps) => {
         const inside = app.graph.nodes.flatMap((node) => node.subgraph?.nodes ?? [])
-        for (const node of [...app.graph.nodes, ...inside].filter((node) => node.type === "KleinKitScheduler")) {
+        const counts = ({ type }) => type === "KleinKitScheduler" || type === "KSampler"
+        for (const node of [...app.graph.nodes, ...inside].filter(counts)) {
             node.disconnectInput(node.findInputSlot("steps"))
             node.widgets.find((widget) => widget.name === "steps").value = steps
         }

@@ -5,7 +5,6 @@ import urllib.request
 
 import numpy as np
 from kleinkit.harness import server as api
-from kleinkit.harness.demo import FIRST
 from kleinkit.harness.workflow import as_prompt, for_nano, read
 from PIL import Image
 
@@ -79,9 +78,9 @@ def of_workflow(name, **changes):
     return wanted
 
 
-def first_picture():
-    """The first workflow as a prompt for the nano family, with the nodes that it has bypassed."""
-    graph = for_nano(read(FIRST))
+def guided():
+    """A workflow of guidance nodes as a prompt for the nano family, with those that it has bypassed."""
+    graph = for_nano(read("11 Klein Guidance by Steps"))
     for node in graph["nodes"]:
         node["mode"] = 0
     return as_prompt(graph)

@@ -3,7 +3,7 @@
 import pytest
 from files import write
 from kleinkit.harness import server as api
-from prompts import first_picture
+from prompts import guided
 
 
 def said(server, prompt):
@@ -40,7 +40,7 @@ def inputs_of(prompt, node):
     ],
 )
 def test_value_that_does_not_fit(server, node, name, given, fits):
-    prompt = first_picture()
+    prompt = guided()
     inputs_of(prompt, node)[name] = given
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: ")
@@ -55,7 +55,7 @@ def test_value_that_does_not_fit(server, node, name, given, fits):
     ],
 )
 def test_choice_that_is_not_in_the_list(server, node, name, fits, given):
-    prompt = first_picture()
+    prompt = guided()
     inputs_of(prompt, node)[name] = given
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: ")
@@ -78,7 +78,7 @@ def pixart(server):
     ],
 )
 def test_model_that_does_not_fit(server, pixart, node, fits):
-    prompt = first_picture() | {"pixart": pixart}
+    prompt = guided() | {"pixart": pixart}
     inputs_of(prompt, node)["model"] = ["pixart", 0]
     sentence = said(server, prompt)
     assert sentence.startswith(f"{node}: Expected `model` to be ")
@@ -86,7 +86,7 @@ def test_model_that_does_not_fit(server, pixart, node, fits):
 
 
 def test_log_holds_one_traceback_and_it_leads_to_the_check(server):
-    prompt = first_picture()
+    prompt = guided()
     inputs_of(prompt, "KleinKitSkipLayerGuidance")["single_layers"] = "4"
     log = api.queue(server, prompt).log
     assert log.count("Traceback (most recent call last)") == 1

@@ -16,7 +16,8 @@ def runs(server):
     runs = []
     for _ in range(2):
         prompt, progress = as_prompt(first_picture()), []
-        prompt["5"]["inputs"]["steps"] = STEPS
+        [(sampler, node)] = [(key, node) for key, node in prompt.items() if node["class_type"] == "KSampler"]
+        node["inputs"]["steps"] = STEPS
 
         def listen(kind, data, progress=progress):
             if kind == "progress":
@@ -25,7 +26,6 @@ def runs(server):
         outcome = api.queue(server, prompt, listen)
         assert outcome.error is None, api.sentences(outcome.error)
         [picture] = api.pictures(server, outcome)
-        [sampler] = [key for key, node in prompt.items() if node["class_type"] == "SamplerCustomAdvanced"]
         steps = [(value, of) for node, value, of in progress if node == sampler]
         runs.append((np.asarray(Image.open(picture)), steps, outcome.log))
         api.forget(server)
@@ -40,7 +40,7 @@ def test_queued_twice_with_the_same_pixels(runs):
 def test_both_times_the_sampler_ran(runs):
     for _, steps, log in runs:
         assert steps[-1] == (STEPS, STEPS)
-        assert log.count(f"KleinKit: {STEPS} steps") == 1
+        assert log.count(f"tokens and {STEPS} steps.") == 1
 
 
 def test_picture_has_the_size_of_the_latent_and_is_not_flat(runs):

@@ -30,7 +30,7 @@ def of_type(prompt, kind):
 @pytest.fixture
 def study():
     """The guidance study as a prompt of small pictures and one step."""
-    study = prompts.of_workflow("7 Klein Guidance Study", steps=1, width=64, height=64, values=VALUES)
+    study = prompts.of_workflow("15 Klein Guidance Study", steps=1, width=64, height=64, values=VALUES)
     # What saves the pictures one by one: the command does that by itself.
     del study["10"]
     return study

@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from kleinkit.harness import server as api
 from kleinkit.harness.workflow import NANO
-from prompts import JSON, LOADER, first_picture
+from prompts import JSON, LOADER, guided
 from safetensors import safe_open
 
 
@@ -143,11 +143,11 @@ def test_settings_that_do_not_fit(post, settings, sentence):
 )
 def test_guidance_agrees_with_what_the_queue_runs(server, post, settings):
     steps, size, cfg = 6, {"width": 64, "height": 64}, settings.get("cfg", 5.0)
-    prompt = first_picture()
+    prompt = guided()
     nodes = {node["class_type"]: (key, node["inputs"]) for key, node in prompt.items()}
     nodes["KleinKitScheduler"][1].update(steps=steps)
     nodes["EmptyFlux2LatentImage"][1].update(size)
-    nodes["CFGGuider"][1].update(model=["cfg", 0], cfg=cfg)
+    nodes["SamplerCustom"][1].update(model=["cfg", 0], cfg=cfg)
     inputs = {"schedule": "constant", "unguided": "conditional", **settings}
     inputs.pop("cfg", None)
     prompt["cfg"] = {"class_type": "KleinKitCFG", "inputs": {"model": [nodes["KleinKitLoader"][0], 0], **inputs}}
@@ -184,7 +184,7 @@ WITHOUT_PREVIEW = {"KleinKitSkipLayerGuidance": {"mode": "block", "rescale": 0.0
 def test_a_chain_of_rules_agrees_with_what_the_queue_runs(server, post, chain, name):
     """Also on a distilled model at cfg 5, where a step is one pass, whatever the schedule says."""
     steps, size = 5, {"width": 64, "height": 64}
-    prompt = first_picture()
+    prompt = guided()
     nodes = {node["class_type"]: (key, node["inputs"]) for key, node in prompt.items()}
     loader, inputs = nodes["KleinKitLoader"]
     inputs.update(diffusion_model=name)
@@ -194,13 +194,13 @@ def test_a_chain_of_rules_agrees_with_what_the_queue_runs(server, post, chain, n
     for number, (node, of_node) in enumerate(chain):
         prompt[f"rule{number}"] = {"class_type": node, "inputs": {"model": model} | WITHOUT_PREVIEW.get(node, {}) | of_node}
         model = [f"rule{number}", 0]
-    guider = nodes["CFGGuider"][1]
+    sampler = nodes["SamplerCustom"][1]
     latent = [nodes["EmptyFlux2LatentImage"][0], 0]
     prompt["reference"] = {
         "class_type": "ReferenceLatent",
-        "inputs": {"conditioning": guider["negative"], "latent": latent},
+        "inputs": {"conditioning": sampler["negative"], "latent": latent},
     }
-    guider.update(model=model, cfg=5.0, negative=["reference", 0])
+    sampler.update(model=model, cfg=5.0, negative=["reference", 0])
     known = post({"diffusion_model": name}, path="/kleinkit/loader")[1]
     answer = post(
         {

@@ -4,11 +4,13 @@ import json
 
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.harness.workflow import WORKFLOWS, as_prompt, for_nano, widgets
+from kleinkit.harness.workflow import NANO_EXAMPLES, WORKFLOWS, as_prompt, for_nano, widgets
 
 BLUEPRINTS = sorted(WORKFLOWS.parent.glob("subgraphs/*.json"))
 # The node ids that a subgraph's own inputs and outputs have in its links.
 INPUTS, OUTPUTS = -10, -20
+# What is connected to a blueprint, and where a Load Image has it.
+PICTURE, SLOTS = "kleinkit-circle-masked.png", {"IMAGE": 0, "MASK": 1}
 
 every_blueprint = pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
 
@@ -21,10 +23,13 @@ def parts(path):
 
 
 def expanded(subgraph):
-    """The inner graph as a workflow, and the one link to an output. What would come from outside, the widgets hold."""
+    """The inner graph as a workflow, and the one link to an output. What would be typed outside, the widgets hold."""
     links = [
         [link[key] for key in ("id", "origin_id", "origin_slot")] for link in subgraph["links"] if link["origin_id"] != INPUTS
     ]
+    for link in subgraph["links"]:
+        if link["origin_id"] == INPUTS and link["type"] in SLOTS:
+            links.append([link["id"], "picture", SLOTS[link["type"]]])
     inside = {link for link, *_ in links}
     for node in subgraph["nodes"]:
         for entry in node["inputs"]:
@@ -56,22 +61,26 @@ def test_the_node_shows_the_subgraphs_inputs_and_outputs(path):
 def test_the_node_shows_what_is_inside(path):
     """Without `proxyWidgets`: newer editors quarantine one of its forms, the oldest the other, and what is typed is lost."""
     node, subgraph = parts(path)
-    shown = dict(zip((entry["name"] for entry in node["inputs"]), node["widgets_values"], strict=True))
-    assert "proxyWidgets" not in node["properties"] and len(shown) == len(node["inputs"])
+    typed = [entry["name"] for entry in node["inputs"] if "widget" in entry]
+    shown = dict(zip(typed, node["widgets_values"], strict=True))
+    assert "proxyWidgets" not in node["properties"] and len({entry["name"] for entry in node["inputs"]}) == len(node["inputs"])
     by_id, links = {inner["id"]: inner for inner in subgraph["nodes"]}, {link["id"]: link for link in subgraph["links"]}
     for entry in subgraph["inputs"]:
         [link] = [links[link] for link in entry["linkIds"]]
         inner = by_id[link["target_id"]]
-        name = inner["inputs"][link["target_slot"]]["name"]
-        assert shown[entry["name"]] == inner["widgets_values"][widgets(inner).index(name)]
+        into = inner["inputs"][link["target_slot"]]
+        assert ("widget" in into) == (entry["name"] in shown) and into["type"] == entry["type"]
+        if entry["name"] in shown:
+            assert shown[entry["name"]] == inner["widgets_values"][widgets(inner).index(into["name"])]
 
 
 @every_blueprint
 def test_runs(server, path):
     graph, output = expanded(parts(path)[1])
     prompt = as_prompt(for_nano(graph))
-    [sigmas] = [node for node in prompt.values() if node["class_type"] == "KleinKitScheduler"]
-    sigmas["inputs"]["steps"] = 2
+    for node in prompt.values():
+        node["inputs"] |= {"steps": 2} if "steps" in node["inputs"] else {}
+    prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": f"{NANO_EXAMPLES}/{PICTURE}"}}
     prompt["save"] = {
         "class_type": "SaveImage",
         "inputs": {"filename_prefix": "subgraph", "images": [str(output["origin_id"]), output["origin_slot"]]},
