@@ -7,7 +7,7 @@ import torch
 from comfy.sd import VAE
 from comfy.utils import ProgressBar
 
-from ..checks import expected, in_node, sentence
+from ..checks import in_node, sentence
 from ..pictures.reference import GRID, check_count, in_colour, prepare, prepared_size, scaled_size
 from .latent import CHANNELS
 from .native import call
@@ -30,12 +30,11 @@ def pictures_of(images: dict[str, torch.Tensor], most: int | None) -> list[Scale
     """
     found = []
     for name, batch in images.items():
-        if not (isinstance(batch, torch.Tensor) and batch.ndim == 4):
-            raise expected(name, "an IMAGE", batch)
-        height, width = batch.shape[1:3]
+        coloured = in_colour(name, batch)
+        height, width = coloured.shape[1:3]
         with in_node(f"`{name}`"):
             prepared_size(width, height, most)
-        found += [(picture, scaled_size(width, height, most)) for picture in in_colour(batch)]
+        found += [(picture, scaled_size(width, height, most)) for picture in coloured]
     check_count(len(found))
     return found
 

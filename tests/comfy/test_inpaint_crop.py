@@ -82,3 +82,14 @@ def test_a_grey_picture_or_one_with_an_alpha_channel_is_taken_as_colour(crop, st
 def test_what_does_not_fit_gets_one_sentence(crop, image, mask, says):
     with pytest.raises(ValueError, match=f"^Klein Inpaint Crop: Expected {says}"):
         crop(noise(*image), mask)
+
+
+@pytest.mark.parametrize("shape", [(0, 48, 48, 3), (48, 48, 3)])
+def test_what_holds_no_picture_gets_one_sentence(crop, stitch, shape):
+    mask = mask_of(8, 8, 24, 24, size=(48, 48))
+    says = "Expected `image` to be an IMAGE [batch, height, width, channels], but got [" + ", ".join(map(str, shape)) + "]."
+    where = crop(noise(48, 48), mask)[2]
+    for title, run in (("Crop", lambda none: crop(none, mask)), ("Stitch", lambda none: stitch(none, where))):
+        with pytest.raises(ValueError) as error:
+            run(torch.zeros(shape))
+        assert str(error.value) == f"Klein Inpaint {title}: {says}"

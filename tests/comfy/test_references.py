@@ -134,7 +134,15 @@ def test_a_gap_between_the_inputs_is_no_picture(refer):
             {"image_1": picture(4000, 16)},
             "`images.image_1`: Expected a picture of at least 16 × 16 pixels, but got 4000 × 16, which `size` makes 3238 × 12",
         ),
-        ({"image_1": torch.rand(16, 16, 3)}, "Expected `images.image_1` to be an IMAGE, but got tensor("),
+        (
+            {"image_1": torch.rand(16, 16, 3)},
+            "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got [16, 16, 3].",
+        ),
+        (
+            {"image_1": picture(16, 16, batch=0), "image_2": picture(16, 16)},
+            "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got [0, 16, 16, 3].",
+        ),
+        ({"image_1": "a.png"}, "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got 'a.png'."),
     ],
 )
 def test_pictures_that_do_not_fit(refer, images, says):
