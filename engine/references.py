@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from comfy.sd import VAE
-from comfy.utils import ProgressBar
+from comfy.utils import ProgressBar, reshape_mask
 
 from ..checks import in_node, sentence
 from ..pictures.reference import GRID, check_count, in_colour, prepare, prepared_size, scaled_size
@@ -72,11 +72,19 @@ def inpainting(latent: Latent, mask: torch.Tensor, scaled: tuple[int, int]) -> L
         latent: of the picture.
         mask: [B, H, W], 1 where it is made anew. One of another size than the picture's is stretched to it.
         scaled: the picture's size in pixels before the crop, which the mask follows.
+    Raises:
+        ValueError: there is no mask.
     """
-    if not mask.any():
-        logging.warning("Klein References: The mask is black everywhere, so nothing is made anew. Paint it, or disconnect it.")
-    masks = [prepare(one, scaled) for one in mask.reshape(-1, *mask.shape[-2:])]
-    return call("SetLatentNoiseMask", samples=latent, mask=torch.stack(masks))
+    if not mask.numel():
+        raise ValueError(sentence("mask", "one mask or more", "got none"))
+    masks = torch.stack([prepare(one, scaled) for one in mask.float().reshape(-1, *mask.shape[-2:])])
+    _, _, *grid = latent["samples"].shape
+    if not reshape_mask(masks, (len(masks), 1, *grid)).any():
+        logging.warning(
+            "Klein References: The mask is black in the middle of every cell of 16 × 16 pixels, so nothing is made anew. "
+            "Paint more of it, or disconnect it."
+        )
+    return call("SetLatentNoiseMask", samples=latent, mask=masks)
 
 
 def empty(width: int, height: int) -> Latent:

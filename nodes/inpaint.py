@@ -51,7 +51,7 @@ class KleinKitInpaintCrop(io.ComfyNode):
     def execute(cls, image: torch.Tensor, mask: torch.Tensor, padding: int) -> io.NodeOutput:
         pictures = in_colour("image", image)
         count, rows, columns, _ = pictures.shape
-        mask = mask.reshape(-1, *mask.shape[-2:])
+        mask = mask.float().reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
             raise ValueError(sentence("mask", f"one mask, or one for each picture ({count})", f"got {len(mask)} masks"))
         if mask.shape[1:] != (rows, columns):

@@ -93,3 +93,11 @@ def test_what_holds_no_picture_gets_one_sentence(crop, stitch, shape):
         with pytest.raises(ValueError) as error:
             run(torch.zeros(shape))
         assert str(error.value) == f"Klein Inpaint {title}: {says}"
+
+
+@pytest.mark.parametrize("size", [(48, 48), (24, 24)])
+def test_a_mask_of_yes_and_no_is_black_and_white(crop, stitch, size):
+    image, mask = noise(48, 48), mask_of(8, 8, 16, 16, size=size)
+    ours, theirs = (crop(image, one) for one in (mask.bool(), mask))
+    assert all(torch.equal(a, b) for a, b in zip(ours[:2], theirs[:2]))
+    assert torch.equal(*(stitch(RED.expand_as(one[0]), one[2]) for one in (ours, theirs)))
