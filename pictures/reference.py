@@ -103,7 +103,11 @@ def prepared_size(width: int, height: int, most: int | None) -> tuple[int, int]:
     scaled = scaled_size(width, height, most)
     if min(scaled) >= GRID:
         return scaled[0] // GRID * GRID, scaled[1] // GRID * GRID
-    became = "" if scaled == (width, height) else f", which `size` makes {scaled[0]} × {scaled[1]}"
+    became = (
+        f", which a cap of {most / MEGAPIXEL:g} MP makes {scaled[0]} × {scaled[1]}"
+        if most and scaled != (width, height)
+        else ""
+    )
     raise ValueError(
         f"Expected a picture of at least {GRID} × {GRID} pixels, but got {width} × {height}{became}: scale it up, or crop it."
     )

@@ -77,6 +77,7 @@ def test_a_grey_picture_or_one_with_an_alpha_channel_is_taken_as_colour(crop, st
         ((48, 48), torch.zeros(1, 48, 48), "`mask` to be white where the picture is to change, but nothing of it is masked"),
         ((48, 48), torch.ones(2, 48, 48), r"`mask` to be one mask, or one for each picture \(1\), but got 2 masks"),
         ((12, 48), torch.ones(1, 12, 48), "a picture of at least 16 × 16 pixels, but got 48 × 12"),
+        ((16, 70000), torch.ones(1, 1, 1), "a picture of .*, but got 70000 × 16, which a cap of 1 MP makes 67731 × 15"),
     ],
 )
 def test_what_does_not_fit_gets_one_sentence(crop, image, mask, says):

@@ -133,7 +133,8 @@ def test_a_gap_between_the_inputs_is_no_picture(refer):
         ),
         (
             {"image_1": picture(4000, 16)},
-            "`images.image_1`: Expected a picture of at least 16 × 16 pixels, but got 4000 × 16, which `size` makes 3238 × 12",
+            "`images.image_1`: Expected a picture of at least 16 × 16 pixels, but got 4000 × 16, which a cap of 0.04 MP makes "
+            "3238 × 12: scale it up, or crop it.",
         ),
         (
             {"image_1": torch.rand(16, 16, 3)},
