@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from comfy.sd import VAE
-from comfy.utils import ProgressBar
+from comfy.utils import ProgressBar, reshape_mask
 
-from ..checks import expected, in_node, sentence
+from ..checks import in_node, sentence
 from ..pictures.reference import GRID, check_count, in_colour, prepare, prepared_size, scaled_size
 from .latent import CHANNELS
 from .native import call
@@ -30,12 +30,11 @@ def pictures_of(images: dict[str, torch.Tensor], most: int | None) -> list[Scale
     """
     found = []
     for name, batch in images.items():
-        if not (isinstance(batch, torch.Tensor) and batch.ndim == 4):
-            raise expected(name, "an IMAGE", batch)
-        height, width = batch.shape[1:3]
+        coloured = in_colour(name, batch)
+        height, width = coloured.shape[1:3]
         with in_node(f"`{name}`"):
             prepared_size(width, height, most)
-        found += [(picture, scaled_size(width, height, most)) for picture in in_colour(batch)]
+        found += [(picture, scaled_size(width, height, most)) for picture in coloured]
     check_count(len(found))
     return found
 
@@ -73,11 +72,19 @@ def inpainting(latent: Latent, mask: torch.Tensor, scaled: tuple[int, int]) -> L
         latent: of the picture.
         mask: [B, H, W], 1 where it is made anew. One of another size than the picture's is stretched to it.
         scaled: the picture's size in pixels before the crop, which the mask follows.
+    Raises:
+        ValueError: there is no mask.
     """
-    if not mask.any():
-        logging.warning("Klein References: The mask is black everywhere, so nothing is made anew. Paint it, or disconnect it.")
-    masks = [prepare(one, scaled) for one in mask.reshape(-1, *mask.shape[-2:])]
-    return call("SetLatentNoiseMask", samples=latent, mask=torch.stack(masks))
+    if not mask.numel():
+        raise ValueError(sentence("mask", "one mask or more", "got none"))
+    masks = torch.stack([prepare(one, scaled) for one in mask.float().reshape(-1, *mask.shape[-2:])])
+    _, _, *grid = latent["samples"].shape
+    if not reshape_mask(masks, (len(masks), 1, *grid)).any():
+        logging.warning(
+            "Klein References: The mask is black in the middle of every cell of 16 × 16 pixels, so nothing is made anew. "
+            "Paint more of it, or disconnect it."
+        )
+    return call("SetLatentNoiseMask", samples=latent, mask=masks)
 
 
 def empty(width: int, height: int) -> Latent:

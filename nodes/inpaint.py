@@ -49,9 +49,9 @@ class KleinKitInpaintCrop(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, mask: torch.Tensor, padding: int) -> io.NodeOutput:
-        pictures = in_colour(image)
+        pictures = in_colour("image", image)
         count, rows, columns, _ = pictures.shape
-        mask = mask.reshape(-1, *mask.shape[-2:])
+        mask = mask.float().reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
             raise ValueError(sentence("mask", f"one mask, or one for each picture ({count})", f"got {len(mask)} masks"))
         if mask.shape[1:] != (rows, columns):
@@ -85,9 +85,10 @@ class KleinKitInpaintStitch(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, crop: Crop) -> io.NodeOutput:
         left, top, right, bottom = crop.box
+        parts = in_colour("image", image)
         whole: dict[str, Any] = dict(
-            destination=repeat_to_batch_size(crop.pictures, len(image)),
-            source=torch.stack([covering(one, right - left, bottom - top) for one in in_colour(image)]),
+            destination=repeat_to_batch_size(crop.pictures, len(parts)),
+            source=torch.stack([covering(one, right - left, bottom - top) for one in parts]),
             mask=crop.masks[:, top:bottom, left:right],
         )
         return io.NodeOutput(call("ImageCompositeMasked", x=left, y=top, resize_source=False, **whole))

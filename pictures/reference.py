@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checks import number, one_of, sentence
+from ..checks import expected, number, one_of, sentence
 from .pixels import as_picture, as_pixels
 
 # As many as FLUX.2 and FLUX 3 are made for.
@@ -103,7 +103,11 @@ def prepared_size(width: int, height: int, most: int | None) -> tuple[int, int]:
     scaled = scaled_size(width, height, most)
     if min(scaled) >= GRID:
         return scaled[0] // GRID * GRID, scaled[1] // GRID * GRID
-    became = "" if scaled == (width, height) else f", which `size` makes {scaled[0]} × {scaled[1]}"
+    became = (
+        f", which a cap of {most / MEGAPIXEL:g} MP makes {scaled[0]} × {scaled[1]}"
+        if most and scaled != (width, height)
+        else ""
+    )
     raise ValueError(
         f"Expected a picture of at least {GRID} × {GRID} pixels, but got {width} × {height}{became}: scale it up, or crop it."
     )
@@ -126,6 +130,18 @@ def prepare(pixels: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
     return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID].contiguous()
 
 
-def in_colour(pixels: torch.Tensor) -> torch.Tensor:
-    """Three channels of a picture [..., C]: grey becomes colour, an alpha channel is left out as ComfyUI's Load Image does."""
+def in_colour(name: str, pixels: Any) -> torch.Tensor:
+    """Three channels of pictures: grey becomes colour, an alpha channel is left out as ComfyUI's Load Image does.
+
+    Args:
+        name: of the input that they come from.
+        pixels: IMAGE [B, H, W, C].
+    Returns:
+        [B, H, W, 3].
+    Raises:
+        ValueError: they are something else, or none.
+    """
+    if not (isinstance(pixels, torch.Tensor) and pixels.ndim == 4 and pixels.numel()):
+        given = list(pixels.shape) if isinstance(pixels, torch.Tensor) else pixels
+        raise expected(name, "an IMAGE [batch, height, width, channels]", given)
     return pixels[..., :1].expand(*pixels.shape[:-1], 3) if pixels.shape[-1] < 3 else pixels[..., :3]

@@ -57,13 +57,16 @@ export function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name)
 }
 
-/** What an input holds: `{ node, output }` of the node that makes it, or `{ node, widget }` of the widget that it is typed in. */
+/**
+ * What an input holds: `{ node, output }` of the node that makes it, or `{ node, widget }` of the widget that it is typed in.
+ * null where a prompt leaves the input out, undefined where it cannot be told.
+ */
 export function origin(node, index, hops = 0) {
   const input = node?.inputs?.[index]
   if (!input || hops > FARTHEST) return undefined
   if (input.link == null) {
     const widget = node.getWidgetFromSlot?.(input) ?? widgetOf(node, input.widget?.name ?? input.name)
-    return widget && { node, widget }
+    return widget ? { node, widget } : null
   }
   const link = linkOf(node.graph, input.link)
   if (link?.origin_id == OUTSIDE.from) return origin(outer(node.graph), link.origin_slot, hops + 1)
@@ -71,11 +74,12 @@ export function origin(node, index, hops = 0) {
 }
 
 function made(node, output, hops) {
-  if (!node || node.mode === MUTED) return undefined
+  if (!node) return undefined
+  if (node.mode === MUTED) return null
   if (node.mode === BYPASSED) {
     const { type } = node.outputs[output]
     const same = [output, ...(node.inputs?.keys() ?? [])].find((index) => node.inputs?.[index]?.type === type)
-    return origin(node, same, hops)
+    return same === undefined ? null : origin(node, same, hops)
   }
   if (node.type === "Reroute") return origin(node, 0, hops)
   if (!node.subgraph) return { node, output }

@@ -176,9 +176,11 @@ const sigmaSettings = {
   },
 }
 
-/** The sizes `[width, height]` of the pictures that an input gets, null where one is not known. */
+/** The sizes `[width, height]` of the pictures that an input gets, null where one is not known; none of a node that is off. */
 function pictureSizes(node, index) {
-  const maker = origin(node, index)?.node
+  const from = origin(node, index)
+  if (from === null) return []
+  const maker = from?.node
   if (OF_FILES.includes(maker?.comfyClass)) {
     const name = known(maker, "image")
     return [typeof name === "string" ? sizeOf(name, changed) : null]

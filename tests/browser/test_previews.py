@@ -419,6 +419,21 @@ def test_a_picture_of_unknown_size_is_said_to_be_so(page, photos):
     expect(figure(page, "picture 3: 512×512")).to_be_visible()
 
 
+@one_renderer
+@pytest.mark.parametrize("key", [MUTE, BYPASS], ids=["muted", "bypassed"])
+def test_a_picture_that_is_off_is_none(page, photos, key):
+    """A prompt leaves its input out."""
+    references, first, second = add(page, "KleinKitReferences", "LoadImage", "LoadImage")
+    load(page, first, photos[0])
+    load(page, second, photos[1])
+    connect(page, (first, 0, references, "images.image_1"), (second, 0, references, "images.image_2"))
+    expect(figure(page, "4\u202f856 of 8\u202f912 tokens are references.")).to_be_visible()
+    put_mode(page, second, key)
+    expect(figure(page, "4\u202f056 of 8\u202f112 tokens are references.")).not_to_contain_text("picture 2")
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert [name for name in prompt[str(references)]["inputs"] if name.startswith("images.")] == ["images.image_1"]
+
+
 def test_references_of_a_saved_graph(page, photos):
     references, first, second = add(page, "KleinKitReferences", "LoadImage", "LoadImage")
     for node, name in zip((first, second), photos):

@@ -1,5 +1,7 @@
 """Inpainting in the real ComfyUI under every guidance node, with every kind of mask, and outpainting."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from flux3 import stand_in, text
@@ -95,6 +97,16 @@ def test_a_mask_of_another_size_is_stretched_over_the_picture(klein, run_node, s
     rows, columns = size[0] // 4, size[1] // 4
     other = mask_of(rows, columns, 3 * rows, 2 * columns, size=size)
     assert torch.equal(run(klein, painted(run_node, other, PICTURE)), run(klein, MASK))
+
+
+def test_few_cells_of_a_circle_are_neither_black_nor_white():
+    """docs/editing.md has the numbers."""
+    places = torch.arange(1024) + 0.5 - 512
+    circle = (places[:, None].square() + places.square() <= 200**2).float()
+    found = cells(circle[None], (1, 128, 64, 64))
+    between, some = int((found % 1 > 0).sum()), int((found > 0).sum())
+    page = (Path(__file__).parents[2] / "docs" / "editing.md").read_text("utf-8")
+    assert f"circle 400\n  pixels wide in the middle of 1024×1024, {between} of {some}." in page
 
 
 def test_masks_of_a_batch_belong_to_its_pictures(klein, run_node):

@@ -77,8 +77,28 @@ def test_a_grey_picture_or_one_with_an_alpha_channel_is_taken_as_colour(crop, st
         ((48, 48), torch.zeros(1, 48, 48), "`mask` to be white where the picture is to change, but nothing of it is masked"),
         ((48, 48), torch.ones(2, 48, 48), r"`mask` to be one mask, or one for each picture \(1\), but got 2 masks"),
         ((12, 48), torch.ones(1, 12, 48), "a picture of at least 16 × 16 pixels, but got 48 × 12"),
+        ((16, 70000), torch.ones(1, 1, 1), "a picture of .*, but got 70000 × 16, which a cap of 1 MP makes 67731 × 15"),
     ],
 )
 def test_what_does_not_fit_gets_one_sentence(crop, image, mask, says):
     with pytest.raises(ValueError, match=f"^Klein Inpaint Crop: Expected {says}"):
         crop(noise(*image), mask)
+
+
+@pytest.mark.parametrize("shape", [(0, 48, 48, 3), (48, 48, 3)])
+def test_what_holds_no_picture_gets_one_sentence(crop, stitch, shape):
+    mask = mask_of(8, 8, 24, 24, size=(48, 48))
+    says = "Expected `image` to be an IMAGE [batch, height, width, channels], but got [" + ", ".join(map(str, shape)) + "]."
+    where = crop(noise(48, 48), mask)[2]
+    for title, run in (("Crop", lambda none: crop(none, mask)), ("Stitch", lambda none: stitch(none, where))):
+        with pytest.raises(ValueError) as error:
+            run(torch.zeros(shape))
+        assert str(error.value) == f"Klein Inpaint {title}: {says}"
+
+
+@pytest.mark.parametrize("size", [(48, 48), (24, 24)])
+def test_a_mask_of_yes_and_no_is_black_and_white(crop, stitch, size):
+    image, mask = noise(48, 48), mask_of(8, 8, 16, 16, size=size)
+    ours, theirs = (crop(image, one) for one in (mask.bool(), mask))
+    assert all(torch.equal(a, b) for a, b in zip(ours[:2], theirs[:2]))
+    assert torch.equal(*(stitch(RED.expand_as(one[0]), one[2]) for one in (ours, theirs)))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from inpainting import cells, mask_of
 from loader import load
 from sampling import comfy_run, conditioning, embeddings, latent_noise, warnings
 
@@ -132,9 +133,18 @@ def test_a_gap_between_the_inputs_is_no_picture(refer):
         ),
         (
             {"image_1": picture(4000, 16)},
-            "`images.image_1`: Expected a picture of at least 16 × 16 pixels, but got 4000 × 16, which `size` makes 3238 × 12",
+            "`images.image_1`: Expected a picture of at least 16 × 16 pixels, but got 4000 × 16, which a cap of 0.04 MP makes "
+            "3238 × 12: scale it up, or crop it.",
         ),
-        ({"image_1": torch.rand(16, 16, 3)}, "Expected `images.image_1` to be an IMAGE, but got tensor("),
+        (
+            {"image_1": torch.rand(16, 16, 3)},
+            "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got [16, 16, 3].",
+        ),
+        (
+            {"image_1": picture(16, 16, batch=0), "image_2": picture(16, 16)},
+            "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got [0, 16, 16, 3].",
+        ),
+        ({"image_1": "a.png"}, "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got 'a.png'."),
     ],
 )
 def test_pictures_that_do_not_fit(refer, images, says):
@@ -175,12 +185,32 @@ class TestMask:
         assert latent["noise_mask"].shape == (mask.shape[0] if mask.ndim == 3 else 1, 1, 32, 48)
         assert (latent["noise_mask"] == 1).all()
 
-    def test_a_black_one_is_named(self, refer, caplog):
-        latent = refer(picture(32, 32), mask=torch.zeros(1, 64, 64))[2]
-        assert not latent["noise_mask"].any()
+    @pytest.mark.parametrize(
+        "mask",
+        [torch.zeros(1, 64, 64), mask_of(16, 0, 20, 48, size=(35, 48)), mask_of(34, 0, 35, 48, size=(35, 48))],
+        ids=["black", "a line beside the middle of cells", "in what is cropped"],
+    )
+    def test_one_that_changes_no_cell_is_named(self, refer, caplog, mask):
+        latent = refer(picture(48, 35), mask=mask)[2]
+        assert not cells(latent["noise_mask"][:, 0], latent["samples"].shape).any()
         assert warnings(caplog) == [
-            "Klein References: The mask is black everywhere, so nothing is made anew. Paint it, or disconnect it."
+            "Klein References: The mask is black in the middle of every cell of 16 × 16 pixels, so nothing is made anew. "
+            "Paint more of it, or disconnect it."
         ]
+
+    def test_one_that_changes_a_cell_is_not(self, refer, caplog):
+        refer(picture(48, 35), mask=torch.cat([torch.zeros(1, 35, 48), mask_of(16, 0, 26, 48, size=(35, 48))]))
+        assert not warnings(caplog)
+
+    def test_one_of_yes_and_no_is_black_and_white(self, refer, run_node):
+        mask = mask_of(0, 0, 16, 32, size=(32, 48))
+        ours, theirs = (refer(picture(48, 32), mask=one)[2]["noise_mask"] for one in (mask.bool(), mask))
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+    @pytest.mark.parametrize("shape", [(0, 32, 48), (1, 0, 0)])
+    def test_none_at_all_is_refused(self, refer, shape):
+        with pytest.raises(ValueError, match="^Klein References: Expected `mask` to be one mask or more, but got none"):
+            refer(picture(48, 32), mask=torch.zeros(shape))
 
     def test_a_latent_of_another_size_is_refused(self, refer):
         with pytest.raises(ValueError, match="^Klein References: A `mask` belongs to the first picture: choose first picture"):
