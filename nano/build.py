@@ -120,7 +120,8 @@ def knows_taef2(comfyui):
 def build(models, comfyui):
     """Write the nano family into a ComfyUI `models` folder, where `KleinKitLoader` and ComfyUI's loaders find it.
 
-    Files that are already there are kept, but for trained models of an earlier version. A file appears under its name only when it is whole.
+    Files that are already there are kept, but for trained models of an earlier version. A file appears under its name only
+    when it is whole.
 
     Args:
         models: the folder, which need not exist.
