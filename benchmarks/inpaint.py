@@ -1,4 +1,4 @@
-"""Inpainting by ComfyUI's nodes and Klein Scheduler beside diffusers' pipeline: whole runs in float32 on blocks of nano."""
+"""Inpainting by ComfyUI's nodes and Klein Scheduler beside diffusers' pipeline: whole runs in float32 on tiny weights."""
 
 import importlib
 
@@ -47,7 +47,7 @@ def nodes_here():
 
 def main(arguments):
     enter()
-    run_node, weights = nodes_here(), inpainting.nano_weights()
+    run_node, weights = nodes_here(), inpainting.tiny_weights()
     load = importlib.import_module("comfy.sd").load_diffusion_model_state_dict
     klein, pipeline = load(dict(weights), model_options={"dtype": torch.float32}), inpainting.pipeline_of(weights)
 

@@ -1,7 +1,7 @@
 """One inpainting run by diffusers' own `Flux2KleinInpaintPipeline`, and the same in the real ComfyUI, on the same weights."""
 
 import torch
-from kleinkit.nano.build import SHIPPED
+from kleinkit.nano.build import transformer
 from kleinkit.tests.helpers.sampling import comfy_run, conditioning, diffusers_transformer, embeddings, latent_noise
 
 TEXT_WIDTH = 192
@@ -29,12 +29,9 @@ def cells(mask, shape):
     return torch.nn.functional.interpolate(mask[:, None], size=shape[-2:], mode="bilinear")
 
 
-def nano_weights():
-    """nano-base without its last blocks: trained, so that references and prompts have effects of a size that a test can see."""
-    from safetensors.torch import load_file
-
-    last = ("double_blocks.1.", "single_blocks.2.", "single_blocks.3.")
-    return {key: weight.float() for key, weight in load_file(SHIPPED["base"]).items() if not key.startswith(last)}
+def tiny_weights():
+    """Random weights of three blocks of Klein's architecture, `{key: tensor}`."""
+    return {key: torch.from_numpy(array) for key, array in transformer(0, double_blocks=1, single_blocks=2).items()}
 
 
 def pipeline_of(weights, vae=None):

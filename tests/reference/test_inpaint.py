@@ -1,4 +1,4 @@
-"""Inpainting by ComfyUI's nodes and Klein Scheduler is diffusers' `Flux2KleinInpaintPipeline`, in whole runs on nano."""
+"""Inpainting by ComfyUI's nodes and Klein Scheduler is diffusers' `Flux2KleinInpaintPipeline`, in whole runs."""
 
 import itertools
 
@@ -16,14 +16,14 @@ from inpainting import (
     by_diffusers,
     cells,
     mask_of,
-    nano_weights,
     pipeline_of,
+    tiny_weights,
 )
 from PIL import Image
 
 LIMIT = 1e-5
-# By so much a run differs that lacks a reference, or has another cfg or strength: a thousand times the limit.
-EFFECT = 0.01
+# By so much a run differs that lacks a reference, or has another cfg or strength: a hundred times the limit.
+EFFECT = 0.001
 CASES = tuple(itertools.product(STRENGTHS, (None, SECOND), CFGS))
 
 
@@ -33,7 +33,7 @@ def apart(one, other):
 
 @pytest.fixture(scope="module")
 def weights():
-    return nano_weights()
+    return tiny_weights()
 
 
 @pytest.fixture(scope="module")
