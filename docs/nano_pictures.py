@@ -473,7 +473,9 @@ def edited(server: api.Server, *rows: Row, pictures: tuple[int, ...] = (1, 2)) -
 
 # Of other things than strips.
 OTHERS = {
-    "KleinKitImageCFG": lambda server: edited(server, *(Row("", (image_cfg(s),)) for s in (1.0, 2.0, 0.0)), pictures=(1,)),
+    "KleinKitImageCFG-edits": lambda server: edited(
+        server, *(Row("", (image_cfg(s),)) for s in (1.0, 2.0, 0.0)), pictures=(1,)
+    ),
     "KleinKitReferences-edits": lambda server: edited(server, Row("", cfg=1, steps=4, loader=GUARDED)),
     "KleinKitInpaintCrop": inpainted,
     "KleinKitContactSheet": lambda server: last_of(server, "15 Klein Guidance Study", WIDTH),
