@@ -11,7 +11,7 @@ from PIL import Image
 PAGES = Path(__file__).resolve().parent.parent / "web" / "docs"
 # Twice what the editor's panel has room for.
 WIDTH = 560
-MOST_BYTES, COLOURS = 40_000, (64, 32, 16)
+MOST_BYTES, COLOURS = 40_000, (256, 64, 32, 16)
 
 
 def save(picture: Image.Image, name: str):

@@ -44,8 +44,8 @@ AGAINST = "a large red circle in the middle, on a purple background"
 INPAINTED, MASKED = "a large red triangle in the middle, on a green background", (72, 8, 120, 56)
 SEED, SOURCE_SEED, STEPS = 3, 4, 20
 DISTILLED, BASE = NANO.values()
-# Of a cell, of a gap and of a label, in pixels: twice what the editor's panel has room for.
-CELL, GAP, LABEL = 11, 16, 40
+# Of a cell, of a gap, of a label and its letters, in pixels: twice what the editor's panel has room for.
+CELL, GAP, LABEL, FONT = 11, 16, 40, 27
 PROBED = "16 Klein Probe and Report"
 # A plot of six panels needs more room than others.
 REPORT_WIDTH = 900
@@ -375,7 +375,8 @@ def strip(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
     columns = max(len(pictures) for _, pictures in rows)
     size = columns * (side + GAP) - GAP, len(rows) * (LABEL + side) + (len(rows) - 1) * GAP // 2
     sheet = Image.new("RGB", size, PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=27)
+    longest = max(ImageFont.load_default(size=FONT).getlength(label) for label, _ in rows)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT * min(1, (size[0] - 20) / longest))
     y = 0
     for label, pictures in rows:
         pen.text((2, y + LABEL // 2), label, INK, font, anchor="lm")
