@@ -32,7 +32,7 @@ NANO_PROMPTS = {
     "Negative prompt, for base models": "",
     "What to change": "make the circle green",
     "How to combine": "put the shape of the second picture on the first background",
-    "The whole scene": "a large green star on the left, on a blue background",
+    "What the part will show": "a large green star on the left, on a blue background",
     "The wider scene": "a large red circle on the left, on a blue background",
     "What it shows": "a large red circle on the left, on a blue background",
     "Keep out": "a large red circle in the middle, on a purple background",
