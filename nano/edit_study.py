@@ -49,7 +49,7 @@ def image_cfg(scale, cfg):
     return Row((("KleinKitImageCFG", {"image_scale": scale}),), cfg)
 
 
-IMAGE_SCALES, CFGS = (0.0, 1.5, 2.0, 4.0), (1, 2, 4, 8)
+IMAGE_SCALES, CFGS = (1.5, 2.0, 0.0, 4.0), (4, 2, 8, 1)
 REUSE = klein_cfg("reuse", "diminishing", cutoff=0.3), ("KleinKitAdaptiveGuidance", {"threshold": -1.0, "every": 4})
 # The first row of each is that with which the others are compared.
 TABLES = {
