@@ -17,7 +17,7 @@ from ..scheduler.schedule import Schedule, make
 from . import edits, metrics, world
 from .build import digest
 from .in_comfyui import sampled
-from .paired import RESULTS, Node, interval_of, klein_cfg
+from .paired import RESULTS, Node, apg, interval_of, klein_cfg
 from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, latents, pictures
 
@@ -54,7 +54,7 @@ REUSE = klein_cfg("reuse", "diminishing", cutoff=0.3), ("KleinKitAdaptiveGuidanc
 # The first row of each is that with which the others are compared.
 TABLES = {
     "cfg": {
-        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1, 1.5, 3, 4, 6, 8)},
+        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (4, 1, 1.5, 2, 3, 6)},
         "distilled, 4 steps, cfg 1": Row(cfg=1, role="distilled", steps=4),
     },
     "image_cfg": {
@@ -72,6 +72,13 @@ TABLES = {
         "every 4, reuse, diminishing 0.3, cfg 4": Row(REUSE, 4),
         "every step, cfg 2": Row(),
         "every 4, reuse, diminishing 0.3, cfg 2": Row(REUSE, 2),
+    },
+    "rules": {
+        "CFG, cfg 4": Row(cfg=4),
+        "MAMBO-G, cfg 8": Row((("KleinKitMAMBOG", {"alpha": 8.0}),), 8),
+        "TCFG, cfg 6": Row((("KleinKitTCFG", {}),), 6),
+        "APG velocity, cfg 8": Row(apg("velocity").nodes, 8),
+        "cfg 8 to 1": Row((klein_cfg("conditional", "curve", scales="8, 1"),), 4),
     },
     "strength": {
         f"{mode} {value:g}": Row(cfg=4, shown="none", says="scene", start=(mode, value))

@@ -68,7 +68,9 @@ def publish_edits():
     known = edit_study.results()
     if {"cfg", "image_cfg"} <= known.keys():
         plot_edits(known).savefig(ROOT / "assets" / "nano-edits.png", dpi=110, metadata={"Software": None})
-    path.write_text(filled(path.read_text("utf-8"), {f"edits {name}": edit_table(known[name]) for name in known}), "utf-8")
+    path.write_text(
+        filled(path.read_text("utf-8"), {f"edits {name}": edit_table(name, known[name]) for name in known}), "utf-8"
+    )
 
 
 def plot_edits(known):
@@ -96,7 +98,7 @@ def plot_edits(known):
     return figure
 
 
-def edit_table(results):
+def edit_table(name, results):
     """Markdown of a table of `edit_study`."""
 
     def beside(interval):
@@ -105,13 +107,15 @@ def edit_table(results):
     rows = [
         (
             row,
-            *(part for name in ("asked", "kept") for part in (f"{100 * found[name]:.1f}", beside(found[f"{name}_points"]))),
+            f"{found['edits']}",
+            *(part for kind in ("asked", "kept") for part in (f"{100 * found[kind]:.1f}", beside(found[f"{kind}_points"]))),
             f"{found['pixels']:.4f}",
             f"{found['passes']:.4g}",
         )
-        for row, found in results.items()
+        for row in edit_study.TABLES[name]
+        if (found := results.get(row))
     ]
-    return table(rows, "", "asked, %", "points", "kept, %", "points", "pixels", "passes")
+    return table(rows, "", "edits", "asked, %", "points", "kept, %", "points", "pixels", "passes")
 
 
 def filled(text, parts):

@@ -104,7 +104,7 @@ def settings(load):
         "adaptive 0.9999": nodes.KleinKitAdaptiveGuidance.execute(base, 0.9999)[0],
     }
     guarded, unguarded = load("distilled", "ignore"), load("distilled", "allow")
-    for cfg in (RUN_CFG, 1, 50):
+    for cfg in (RUN_CFG, 2, 1):
         yield "headline", f"nano-base, 20 steps, cfg {cfg}", base, twenty, cfg
     yield "headline", "nano-distilled, 4 steps, cfg 1", guarded, sigmas_of(4), 1
     for cfg in CFGS:
