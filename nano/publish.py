@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from . import edit_study, paired
 from .metrics import SCORED
-from .train import STATE
+from .train import STAGES, STATE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIFTS = ("dynamic", "static")
@@ -210,13 +210,13 @@ def plot(results):
 
 
 def losses():
-    """A figure of the loss over the steps of each stage."""
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    stages = sorted(STATE.glob("*.csv"))
-    for axes, path in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        with path.open(newline="") as stream:
+    """A figure of the loss over the steps of each stage, in the order in which they are trained."""
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    stages = [*STAGES, "distilled"]
+    for axes, stage in zip(figure.subplots(2, 3).flat, stages, strict=True):
+        with (STATE / f"{stage}.csv").open(newline="") as stream:
             steps, loss = zip(*((int(row[0]), float(row[1])) for row in csv.reader(stream)), strict=True)
         axes.plot(steps, loss)
-        axes.set(title=f"nano-{path.stem}", xlabel="step", ylabel="loss", yscale="log")
+        axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         axes.grid(alpha=0.3)
     return figure
