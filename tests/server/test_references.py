@@ -52,7 +52,10 @@ def test_an_edit_has_the_size(server, inputs, size):
         ({"images": {}}, "Required input is missing: image"),
         ({"images": {"images.image_2": ["photo", 0]}}, "Required input is missing: image_1"),
         ({"images.image_11": ["photo", 0]}, "Expected `images` to be image_1 to image_10, but got images.image_11."),
-        ({"images": {"images.image_1": 4}}, "Expected `images.image_1` to be an IMAGE, but got 4."),
+        (
+            {"images": {"images.image_1": 4}},
+            "Expected `images.image_1` to be an IMAGE [batch, height, width, channels], but got 4.",
+        ),
         ({"batch": 6}, "Expected `images` to be 1 to 10 pictures, of which each of a batch is one, but got 12."),
         ({"size": "large"}, "Expected `size` to be one of megapixels, keep, but got none of them."),
         ({"latent_from": "x"}, "Expected `latent_from` to be one of first picture, width and height, but got none of them."),
