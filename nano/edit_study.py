@@ -5,7 +5,6 @@ Each row runs the same held-out edits from the same noise, in the real ComfyUI. 
 """
 
 import hashlib
-import importlib
 import json
 from typing import NamedTuple
 
@@ -17,11 +16,12 @@ from ..scheduler.schedule import Schedule, make
 from . import edits, metrics, world
 from .build import digest
 from .in_comfyui import sampled
-from .paired import RESULTS, Node, apg, interval_of, klein_cfg
+from .paired import Node, apg, interval_of, keep, klein_cfg, with_nodes, write
 from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, latents, pictures
 
-PATH = RESULTS / "edits.json"
+# The name of the file of results.
+RESULTS = "edits"
 SEED, COUNT, AT_ONCE = 5, 256, 8
 # Pictures of two edits have one or two references: those of a batch have as many.
 SIDE = world.CELLS * world.CELL
@@ -138,9 +138,7 @@ def draw(bench, row, model):
     Returns:
         `(pictures [N, 16, 16, 3], 0 to 1, model passes a picture)`.
     """
-    nodes = importlib.import_module("..nodes.guidance", __package__)
-    for node, inputs in row.nodes:
-        model = getattr(nodes, node).execute(model, **inputs)[0]
+    model = with_nodes(model, row.nodes)
     mode, denoise = row.start
     schedule = Schedule(steps=row.steps, width=SIDE, height=SIDE, denoise=denoise, denoise_mode=mode)
     sigmas = torch.from_numpy(make(schedule, TOKENS**2)[0])
@@ -190,11 +188,6 @@ def compare(found, against):
     }
 
 
-def results():
-    """What is known: `{table: {row: result}}`."""
-    return json.loads(PATH.read_text("utf-8")) if PATH.exists() else {}
-
-
 def run(tables, load, text_encoder, count):
     """Draw and compare the rows of tables; each result is written at once.
 
@@ -213,20 +206,12 @@ def run(tables, load, text_encoder, count):
                 found, passes = outcome_of(bench, row, models[row.role])
                 first = found if first is None else first
                 result = compare(found, first) | {"passes": passes, "edits": count}
-                write(name, title, result)
+                write(RESULTS, name, {title: result})
                 progress.update()
                 progress.write(
                     f"{name}: {title}: asked {100 * result['asked']:.1f}%, kept {100 * result['kept']:.1f}%, "
                     f"pixels {result['pixels']:.4f}, {passes:.4g} passes"
                 )
-
-
-def write(name, title, result):
-    """Write a row's result; what another process has written meanwhile stays."""
-    RESULTS.mkdir(exist_ok=True)
-    known = results()
-    known.setdefault(name, {})[title] = result
-    PATH.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def outcome_of(bench, row, model):
@@ -235,8 +220,6 @@ def outcome_of(bench, row, model):
     path = STATE / "edits" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         cells, passes = draw(bench, row, model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path.with_suffix(".tmp.npz"), outcome=outcome(bench, cells), passes=passes)
-        path.with_suffix(".tmp.npz").replace(path)
+        keep(path, outcome=outcome(bench, cells), passes=passes)
     with np.load(path) as file:
         return file["outcome"], float(file["passes"])

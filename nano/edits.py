@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .world import ATTRIBUTES, COLOURS, COUNTS, PLACES, SHAPES, SIZES, draw, scenes
+from .world import ATTRIBUTES, COLOURS, COUNTS, PLACES, SHAPES, SIZES, among, draw, scenes
 
 ORDER = list(ATTRIBUTES)
 # What an edit asks for: one attribute, or the second picture's shape on the first one's background.
@@ -89,9 +89,7 @@ def invent(count, rng, sources, allowed, kinds=KINDS):
 def held_out(count, rng):
     """Edits of any picture, whose results were held out of training."""
     known, unknown = scenes()
-    allowed = np.zeros(COUNTS, bool)
-    allowed[tuple(unknown.T)] = True
-    return invent(count, rng, np.concatenate([known, unknown]), allowed)
+    return invent(count, rng, np.concatenate([known, unknown]), among(unknown))
 
 
 def drawn(edits, rng, target=None):

@@ -158,6 +158,22 @@ def true_of(seed, block, scenes):
     return metrics.from_signed(world.draw(scenes, random_of(seed, block)))
 
 
+def with_nodes(model, wired):
+    """A model behind nodes, in the order in which they are wired."""
+    nodes = importlib.import_module("..nodes.guidance", __package__)
+    for node, inputs in wired:
+        model = getattr(nodes, node).execute(model, **inputs)[0]
+    return model
+
+
+def keep(path, **arrays):
+    """Write arrays to an .npz file, which appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp.npz")
+    np.savez(partial, **arrays)
+    partial.replace(path)
+
+
 class Runner:
     """Draws the rows of a table, in the real ComfyUI.
 
@@ -191,19 +207,14 @@ class Runner:
 
     def draw(self, row, progress):
         """Draw what is missing of a row."""
-        nodes, model = importlib.import_module("..nodes.guidance", __package__), self.model
-        for node, inputs in self.table.rows[row].nodes:
-            model = getattr(nodes, node).execute(model, **inputs)[0]
+        model = with_nodes(self.model, self.table.rows[row].nodes)
         for seed, start in self.missing(row):
             texts, empty = self.text(start)
             noise, cfg = noise_of(seed, start, len(texts)), self.table.rows[row].cfg
             latents, passes = sampled(model, noise, texts, empty, sigmas_of(self.table.steps), cfg, AT_ONCE)
             progress.update(len(texts))
-            path = self.file(row, seed, start)
-            path.parent.mkdir(parents=True, exist_ok=True)
             cells = metrics.from_signed(pictures(latents.flatten(2).transpose(1, 2)))
-            np.savez(path.with_suffix(".tmp.npz"), cells=cells.astype(np.float16), passes=passes)
-            path.with_suffix(".tmp.npz").replace(path)
+            keep(self.file(row, seed, start), cells=cells.astype(np.float16), passes=passes)
 
     def drawn(self, row):
         """`(cells [seeds, prompts, 16, 16, 3], passes a picture)` of a row."""
@@ -289,7 +300,7 @@ def verdict(found):
 
 
 def results_of(name):
-    """What is known of a table: `{"prompts × seeds": {row: result}}`."""
+    """What a file of results holds: `{"prompts × seeds": {row: result}}`, of edits `{table: {row: result}}`."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
@@ -326,7 +337,7 @@ def run(name, model_of, text_encoder, prompts, seeds, rows=()):
 
 
 def write(name, size, known):
-    """Write the rows of one size; what another process has written meanwhile stays."""
+    """Write rows of one size, or of one table of edits; what another process has written meanwhile stays."""
     RESULTS.mkdir(exist_ok=True)
     results = results_of(name)
     results[size] = {**results.get(size, {}), **known}

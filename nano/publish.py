@@ -65,7 +65,7 @@ def paired_table(name):
 def publish_edits():
     """Write the tables of `edit_study` into nano's README file, and its plot."""
     path = ROOT / "nano" / "README.md"
-    known = edit_study.results()
+    known = paired.results_of(edit_study.RESULTS)
     if {"cfg", "image_cfg"} <= known.keys():
         plot_edits(known).savefig(ROOT / "assets" / "nano-edits.png", dpi=110, metadata={"Software": None})
     path.write_text(

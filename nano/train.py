@@ -147,9 +147,7 @@ def mismatch(captions, share, rng, others):
 def training_data():
     """Scenes to train on [N, 5], and for each combination of attributes whether it is held out, and trained on."""
     known, unknown = world.scenes()
-    held_out, trained_on = np.zeros((2, *world.COUNTS), bool)
-    held_out[tuple(unknown.T)] = trained_on[tuple(known.T)] = True
-    return known, held_out, trained_on
+    return known, world.among(unknown), world.among(known)
 
 
 def normal(rng, *shape):

@@ -58,6 +58,13 @@ def scenes():
     return everything[~held_out[kind]], everything[held_out[kind]]
 
 
+def among(chosen):
+    """For each combination of attributes, whether it is one of scenes [N, 5]: boolean of shape `COUNTS`."""
+    found = np.zeros(COUNTS, bool)
+    found[tuple(np.asarray(chosen).T)] = True
+    return found
+
+
 def draw(chosen, rng=None):
     """Pictures of scenes.
 
