@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import comfy.ldm.flux.model
 import comfy.ldm.modules.attention
+import comfy.model_management
 import comfy.utils
 import torch
 from comfy.cli_args import args as command_line
@@ -119,7 +120,9 @@ def join(
         why = f"the negative prompt comes from another text encoder than the positive: {negative.shape[2]} wide"
         raise of_node(rule.title, ValueError(f"{why}, not {context.shape[2]}. Encode both with this model's."))
     passes = len(transformer_options["uuids"])
-    text = comfy.utils.repeat_to_batch_size(negative, len(x) // passes).to(context).repeat(passes, 1, 1)
+    # As ComfyUI brings the positive's to the device: the host does not wait for it.
+    text = comfy.model_management.cast_to_device(negative, context.device, context.dtype)
+    text = comfy.utils.repeat_to_batch_size(text, len(x) // passes).repeat(passes, 1, 1)
     texts, patches = Texts(text.shape[1], context.shape[1], rows), transformer_options.get("patches", {})
     patches = {**patches, "post_input": [*patches.get("post_input", ()), partial(place, texts)]}
     return go_on(torch.cat((text, context), dim=1), {**transformer_options, KEY: texts, "patches": patches})

@@ -17,19 +17,21 @@ LARGEST_SIGMA = 9999.0
 BLURRED = "seg"
 
 
-def blur_matrix(count: int, sigma: float) -> torch.Tensor:
+def blur_matrix(count: int, sigma: float, device: torch.device | None = None) -> torch.Tensor:
     """What blurs a row of `count` values: a Gaussian of up to 3σ to each side and at most half the row, reflected at its ends.
 
     Args:
         count: how many values.
         sigma: σ, in places.
+        device: where it is made, so that it need not be brought there.
     Returns:
         [count, count] float32; each row sums to 1.
     """
     widest = math.ceil(6 * sigma)
     half = min(widest + 1 - widest % 2, count + 1 - count % 2) // 2
-    weights = torch.exp(-0.5 * (torch.arange(-half, half + 1) / sigma) ** 2)
-    each = torch.nn.functional.pad(torch.eye(count)[None], (half, half), mode="reflect")[0].unfold(1, 2 * half + 1, 1)
+    weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, device=device) / sigma) ** 2)
+    places = torch.eye(count, device=device)[None]
+    each = torch.nn.functional.pad(places, (half, half), mode="reflect")[0].unfold(1, 2 * half + 1, 1)
     return (each @ (weights / weights.sum())).T
 
 
@@ -48,7 +50,7 @@ def blur(tokens: torch.Tensor, height: int, width: int, sigma: float) -> torch.T
     """
     if sigma > LARGEST_SIGMA:
         return tokens.mean(dim=-2, keepdim=True).expand_as(tokens)
-    rows, columns = (blur_matrix(count, sigma).to(tokens.device) for count in (height, width))
+    rows, columns = (blur_matrix(count, sigma, tokens.device) for count in (height, width))
     grid = tokens.float().unflatten(-2, (height, width))
     return torch.einsum("yh,xw,...hwc->...yxc", rows, columns, grid).flatten(-3, -2).to(tokens.dtype)
 

@@ -1,9 +1,11 @@
 """Klein NAG in ComfyUI's graphs: what it costs, what it meets there, and what it says where it cannot act."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
+from host_reads import waits_to_bring
 from kleinkit.nano.in_comfyui import random_klein
 from releases import is_older
 from sampling import comfy_run, conditioning, embeddings, far, latent_noise, warnings, with_nodes
@@ -128,6 +130,24 @@ def test_skip_layer_starts_from_the_mixed_states(klein, run_node):
         dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
     )
     assert far(ours, run(with_nodes(run_node, klein, theirs, NODE))) <= LIMIT
+
+
+def test_the_host_does_not_wait_for_the_negatives_text(pack):
+    """ComfyUI keeps a prompt on the host, and brings it to the device in each call."""
+    from comfy.sampler_helpers import convert_cond
+
+    run = pack("engine.run").Run([1.0, 0.0], (pack("guidance.nag").NAG(),), "", 0)
+    conds = {name: convert_cond(conditioning(text)) for name, text in (("positive", POSITIVE), ("negative", NEGATIVE))}
+    run.began(conds)
+    options = {"uuids": [conds["positive"][0]["uuid"]], "cond_or_uncond": [0]}
+    x, context, joined = torch.empty(NOISE.shape, device="meta"), torch.empty(POSITIVE.shape, device="meta"), []
+
+    def forward(x, timestep, context, *others):
+        joined.append(context.shape[1])
+
+    call = partial(pack("engine.both_texts").join, run, run.rules[0], NEGATIVE, forward, x, None, context)
+    assert waits_to_bring(lambda: call(None, None, None, None, options)) == []
+    assert joined == [2 * TEXT]
 
 
 def test_kv_cache_of_references(klein, run_node, comfy):

@@ -1,4 +1,4 @@
-"""How often the host asks the device for numbers, and so waits for it."""
+"""How often the host asks the device for numbers or brings it some, and so waits for it."""
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -37,3 +37,31 @@ def host_reads(call):
     with ListReads() as lists, ScalarReads() as scalars:
         call()
     return scalars.count + lists.count
+
+
+# What can bring numbers from the host to a device. The first two do so without a word to a dispatch mode.
+BRINGING = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor, torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.copy_
+
+
+class Waiting(TorchFunctionMode):
+    """Collects the functions that bring what is on the host to another device, and wait until it is there."""
+
+    def __init__(self):
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out, kwargs = function(*args, **kwargs or {}), kwargs or {}
+        from_host = any(one.device.type == "cpu" for one in args if torch.is_tensor(one)) or function in BRINGING[:3]
+        if function in BRINGING and from_host and out.device.type != "cpu" and not kwargs.get("non_blocking"):
+            self.found.append(function.__name__)
+        return out
+
+
+def waits_to_bring(call):
+    """What a call brings from the host to another device, and waits for: names of functions.
+
+    On the device "meta", whose tensors have no values, a call that reads one fails.
+    """
+    with Waiting() as waiting:
+        call()
+    return waiting.found

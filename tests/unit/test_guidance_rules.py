@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from host_reads import waits_to_bring
 from kleinkit.guidance import stack
 from kleinkit.guidance.adaptive import Adaptive, cosine
 from kleinkit.guidance.apg import APG, SPACES
@@ -21,7 +22,7 @@ from kleinkit.guidance.nag import NAG, nag
 from kleinkit.guidance.plan import plan_step
 from kleinkit.guidance.renorm import MODES, Renorm, renorm
 from kleinkit.guidance.rule import ATTENTION, COMBINE, Rule, ScaledVelocities, Step
-from kleinkit.guidance.seg import SEG
+from kleinkit.guidance.seg import SEG, blur
 from kleinkit.guidance.skip_layer import SkipLayer, rescaled
 from kleinkit.guidance.slerp import Slerp, slerp, slerp_weights
 from kleinkit.guidance.tcfg import TCFG, damped
@@ -220,6 +221,24 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
     plain = guided((), p, cfg)
     assert torch.isfinite(plain).all()
     assert torch.isfinite(guided(rules, p, cfg)).all()
+
+
+@pytest.mark.parametrize("rules", ALL_RULES.values(), ids=ALL_RULES)
+def test_the_host_does_not_wait_for_the_device(rules):
+    names = ("x", "cond", "uncond", "image", "skip", "seg", "weak", "weak_uncond")
+    on_device = {name: torch.empty(2, *SHAPE, device="meta") for name in names}
+    assert waits_to_bring(lambda: guided(rules, on_device, 4.0)) == []
+
+
+def test_the_host_does_not_wait_for_a_blur():
+    tokens = torch.empty(1, 2, 24, 8, device="meta")
+    assert waits_to_bring(lambda: blur(tokens, 6, 4, 1.0)) == []
+
+
+@pytest.mark.parametrize("move", (lambda t: t.to("meta"), lambda t: torch.empty(3, device="meta").copy_(t)))
+def test_what_is_brought_is_found(move):
+    assert len(waits_to_bring(lambda: move(torch.ones(3)))) == 1
+    assert waits_to_bring(lambda: torch.ones(3).to("meta", non_blocking=True)) == []
 
 
 @pytest.mark.parametrize(
