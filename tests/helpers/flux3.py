@@ -65,9 +65,9 @@ def transformer(flow_map=False, seed=0, device="cpu", dtype=torch.float32, **siz
     return model.eval().requires_grad_(False)
 
 
-def grid(height, width, place=0):
+def grid(height, width, place=0, device=None):
     """The positions (t, h, w, l) of a picture's tokens: place 0 is the picture, −1, −2, … the references."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rows, columns = torch.meshgrid(*(torch.arange(side, device=device) for side in (height, width)), indexing="ij")
     zeros = torch.zeros_like(rows)
     return torch.stack([zeros, rows * POSITIONS, columns * POSITIONS, zeros + place], dim=-1).reshape(-1, 4).float()
 
@@ -91,8 +91,7 @@ def velocity(model, x, sigma, prompt, references=(), target=None):
     more = {}
     if len(references):
         more["image_cond_hidden_states"] = torch.cat([tokens(one).expand(batch, -1, -1) for one in references], dim=1)
-        places = [grid(*one.shape[2:], -(1 + i)) for i, one in enumerate(references)]
-        more["image_cond_ids"] = torch.cat(places).to(x.device)
+        more["image_cond_ids"] = torch.cat([grid(*one.shape[2:], -(1 + i), x.device) for i, one in enumerate(references)])
     if target is not None:
         more["target_timestep"] = torch.as_tensor(target).expand(batch)
     positions = torch.arange(prompt.shape[1], device=x.device)
@@ -100,7 +99,7 @@ def velocity(model, x, sigma, prompt, references=(), target=None):
         hidden_states=tokens(x),
         encoder_hidden_states=prompt.expand(batch, -1, -1),
         timestep=torch.as_tensor(sigma).expand(batch),
-        img_ids=grid(height, width).to(x.device),
+        img_ids=grid(height, width, device=x.device),
         txt_ids=torch.nn.functional.pad(positions[:, None].float(), (3, 0)),
         return_dict=False,
         **more,
@@ -198,7 +197,7 @@ class Transformer(torch.nn.Module):
     """The `diffusion_model`: its parts have the names of the original files.
 
     Attributes:
-        calls: `(sigma, target or None, rows)` of each call.
+        calls: `(sigma, target or None, rows)` of each call, on the device: a benchmark's host does not wait for them.
     """
 
     def __init__(self, model, replaceable):
@@ -224,11 +223,11 @@ class Transformer(torch.nn.Module):
         # A LoRA or another node may have brought the layer for the target time.
         model.target_timestep_embedder = self.ref_time_in
         model.register_to_config(flow_map=self.ref_time_in is not None)
-        target = target_of(transformer_options["sigmas"][0], transformer_options["sample_sigmas"])
-        self.calls.append((float(timesteps[0]), None if target is None else float(target), len(x)))
-        if self.ref_time_in is None:
-            target = None
-        elif target is None:
+        target = None
+        if self.ref_time_in is not None:
+            target = target_of(transformer_options["sigmas"][0], transformer_options["sample_sigmas"])
+        self.calls.append((timesteps[0], target, len(x)))
+        if self.ref_time_in is not None and target is None:
             target = torch.zeros(())
         return velocity(model, x, timesteps, context, ref_latents, target)
 
