@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..guidance.plan import plan
 from ..tests.helpers.files import klein, qwen3
 from ..tests.helpers.flux3 import SIZE, TRUE_SIZE, stand_in
 from ..tests.helpers.sampling import short
@@ -16,6 +17,10 @@ from .nag import PROMISED as NAG
 from .weights import klein_of, text_encoder_of
 
 RULE, PASS = 1.01, 1.03
+# The third pass has no picture beside it: by the count of operations 188 for 153 of two with a picture.
+IMAGE = 1.23 * PASS
+# Of ComfyUI's node at cfg 4 and 1: 0.82 and 0.73 on Klein 4B, where 60 blocks run for 74 and 35 for 49.
+SKIP = {4.0: 0.82 * 74 / 60, 1.0: 0.73 * 49 / 35}
 PLAIN, PLAIN_1 = "plain CFG, cfg 4", "one pass, cfg 1"
 COMFYUI_SKIP, COMFYUI_NAG = "ComfyUI's SkipLayerGuidanceDiT", "ComfyUI's NAGuidance"
 RULES = {
@@ -39,6 +44,16 @@ RULES = {
 # Of those that combine the predictions, one.
 TOGETHER = ("Klein CFG, constant", "Klein CFG-Zero*", "Klein TCFG", "Klein APG", "Klein Momentum", "Klein Renorm, token")
 STEPS_OF_A_RUN = 4
+COMPILED, COMPILED_RULES = f"compiled, {PLAIN}", "compiled, six rules together"
+# By what the table calls them: backends of torch.compile, their options, and the seconds that are kept for them. ComfyUI's
+# node offers the first two on a GPU. The third is what torch calls the mode reduce-overhead.
+ON_GPU = {
+    "inductor": ("inductor", {}, 60),
+    "cudagraphs": ("cudagraphs", {}, 30),
+    "inductor and CUDA graphs": ("inductor", {"triton.cudagraphs": True}, 0),
+}
+# It finds the graphs and runs them as they are: inductor takes a compiler of C++, and long.
+ON_CPU = {"eager": ("eager", {}, 0)}
 WHOLE_ENCODER = "whole, as CLIPLoader loads it"
 
 
@@ -151,6 +166,16 @@ class Subject:
         """A single block to skip: 9, the default of the nodes, or one in the middle of a small model."""
         return str(min(9, len(self.model.model.diffusion_model.single_blocks) // 2))
 
+    def skip_goal(self, cfg):
+        """What skip-layer may take of ComfyUI's time: as the blocks that run, of a Klein; None of another model."""
+        model = self.model.model.diffusion_model
+        if not hasattr(model, "double_blocks"):
+            return None
+        before, singles, passes = len(model.double_blocks), len(model.single_blocks), 2 if cfg != 1.0 else 1
+        blocks = before + singles
+        ours, theirs = passes * blocks + singles - int(self.layer) - 1, (passes + 1) * blocks - 1
+        return SKIP[cfg] * ours / theirs
+
     def row(self, name, model, cfg, side, beside=(), conditions=None, **more):
         """The row of a run of this model, as it is behind some nodes."""
 
@@ -188,16 +213,26 @@ def together(model):
     return model
 
 
-def at_cfg_4(subject, side, whole):
-    """Steps at cfg 4. `whole`: every rule, not only what shows whether size matters."""
+def at_cfg_4(subject, side, whole, rules):
+    """Steps at cfg 4.
+
+    Args:
+        subject, side: of `Subject` and `Group`.
+        whole: with what is measured at one size only.
+        rules: with every rule that has no pass of its own. Their work does not depend on the model.
+    """
     model, layer, plain = subject.model, subject.layer, (Beside(PLAIN),)
     rows = [subject.row(PLAIN, model, 4.0, side, passes=2)]
     goal = (Beside(PLAIN, RULE),)
-    for name, (kind, inputs) in (RULES if whole else {}).items():
+    for name, (kind, inputs) in (RULES if rules else {}).items():
         rows.append(subject.row(name, node(kind, model, **inputs), 4.0, side, goal, lean=True))
     rows.append(subject.row("six rules together", together(model), 4.0, side, goal))
     skip = subject.row(
-        "Klein Skip-Layer Guidance", klein_skip(model, layer), 4.0, side, (Beside(COMFYUI_SKIP, 0.82), Beside(PLAIN))
+        "Klein Skip-Layer Guidance",
+        klein_skip(model, layer),
+        4.0,
+        side,
+        (Beside(COMFYUI_SKIP, subject.skip_goal(4.0)), Beside(PLAIN)),
     )
     rows += [skip, subject.row(COMFYUI_SKIP, comfyui_skip(model, layer), 4.0, side, plain)]
     if whole:
@@ -222,7 +257,7 @@ def base_uncond(subject, side):
 
 
 def at_cfg_1(subject, side, whole):
-    """Steps of one pass at cfg 1. `whole`: as of `at_cfg_4`."""
+    """Steps of one pass at cfg 1. Arguments are those of `at_cfg_4`."""
     model, layer, plain = subject.model, subject.layer, (Beside(PLAIN_1),)
     nag = node("KleinKitNAG", model, scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0)
     theirs = importlib.import_module("comfy_extras.nodes_nag").NAGuidance.execute(model, 5.0, 0.25, 2.5)[0]
@@ -236,7 +271,9 @@ def at_cfg_1(subject, side, whole):
         momentum, skip = node(kind, model, **inputs), klein_skip(model, layer)
         rows += [
             subject.row("Klein Momentum", momentum, 1.0, side, (Beside(PLAIN_1, RULE),), lean=True),
-            subject.row("Klein Skip-Layer Guidance", skip, 1.0, side, (Beside(COMFYUI_SKIP, 0.73), Beside(PLAIN_1))),
+            subject.row(
+                "Klein Skip-Layer Guidance", skip, 1.0, side, (Beside(COMFYUI_SKIP, subject.skip_goal(1.0)), Beside(PLAIN_1))
+            ),
             subject.row(COMFYUI_SKIP, comfyui_skip(model, layer), 1.0, side, plain),
         ]
     return rows
@@ -247,13 +284,17 @@ def with_a_reference(subject, side):
     image = node("KleinKitImageCFG", subject.model, image_scale=2.0)
     return [
         subject.row(PLAIN, subject.model, 4.0, side, conditions=reference),
-        subject.row("Klein Image CFG, three passes", image, 4.0, side, (Beside(PLAIN, 1.5 * PASS),), conditions=reference),
+        subject.row("Klein Image CFG, three passes", image, 4.0, side, (Beside(PLAIN, IMAGE),), conditions=reference),
     ]
 
 
 def schedules(subject, side):
     """Whole runs in which a part of the passes is left out: the goal is the share of the passes that run."""
-    goal = (Beside(PLAIN, 0.75 * PASS),)
+    rules = importlib.import_module("..engine.sampling", __package__).RULES
+
+    def share(model):
+        steps = plan(model.model_options[rules], torch.linspace(1, 0, STEPS_OF_A_RUN + 1).tolist(), 4.0)
+        return sum(len(step.passes) for step in steps) / (2 * STEPS_OF_A_RUN)
 
     def cfg(unguided, **schedule):
         return node(
@@ -266,36 +307,36 @@ def schedules(subject, side):
         "half of the steps reuse guidance": cfg("reuse", mode="alternate"),
         "half of the steps extrapolate guidance": cfg("extrapolate", mode="late"),
     }
+    preset = node("KleinKitGuidance", subject.model, preset="faster")
     return [
         subject.row(PLAIN, subject.model, 4.0, side),
-        *(subject.row(name, model, 4.0, side, goal) for name, model in rows.items()),
+        *(subject.row(name, model, 4.0, side, (Beside(PLAIN, share(model) * PASS),)) for name, model in rows.items()),
+        # Its plan is made in the run.
+        subject.row("Klein Guidance, faster", preset, 4.0, side, (Beside(PLAIN),)),
     ]
 
 
-def compiled(subject, side, backend):
-    """The model behind ComfyUI's TorchCompileModel, alone and with rules before it."""
+def compiled(subject, side, backend, options):
+    """The model behind ComfyUI's TorchCompileModel, alone and with guidance before it."""
     compile_all = importlib.import_module("comfy_extras.nodes_torch_compile")
     wrap = importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
+    # After some graphs of one model torch compiles no more of it.
+    torch._dynamo.reset()
 
     def through(model):
         model = model.clone()
-        # What the node does; its menu has no backend that is quick on a CPU.
-        wrap(model=model, backend=backend, options={"guard_filter_fn": compile_all.skip_torch_compile_dict})
+        # What the node does; its menu has no backend that is quick on a CPU, and no CUDA graphs beside inductor's kernels.
+        wrap(model=model, backend=backend, options={"guard_filter_fn": compile_all.skip_torch_compile_dict, **options})
         return model
 
-    fast = f"torch.compile, {PLAIN}"
-    goal = (Beside(fast, RULE),)
+    model, layer = subject.model, subject.layer
+    skip, theirs = "compiled, Klein Skip-Layer Guidance", f"compiled, {COMFYUI_SKIP}"
     return [
-        subject.row(PLAIN, subject.model, 4.0, side),
-        subject.row(fast, through(subject.model), 4.0, side, (Beside(PLAIN),)),
-        subject.row("torch.compile, six rules together", through(together(subject.model)), 4.0, side, goal),
-        subject.row(
-            "torch.compile, Klein Skip-Layer Guidance",
-            through(klein_skip(subject.model, subject.layer)),
-            4.0,
-            side,
-            (Beside(fast),),
-        ),
+        subject.row(PLAIN, model, 4.0, side),
+        subject.row(COMPILED, through(model), 4.0, side, (Beside(PLAIN),)),
+        subject.row(COMPILED_RULES, through(together(model)), 4.0, side, (Beside(COMPILED, RULE),)),
+        subject.row(skip, through(klein_skip(model, layer)), 4.0, side, (Beside(COMPILED), Beside(theirs))),
+        subject.row(theirs, through(comfyui_skip(model, layer)), 4.0, side, (Beside(COMPILED),)),
     ]
 
 
@@ -317,19 +358,21 @@ def text_encoders(kind, shapes, config, device):
     return rows
 
 
-def groups_of(subject, sides):
+def groups_of(subject, sides, rules):
     """The groups of a model.
 
     Args:
         subject: the model.
         sides: of the pictures in tokens; at the first all is measured, at others what shows whether the size matters.
+        rules: of `at_cfg_4`.
     """
     groups = []
     for side in sides:
         first, title = side == sides[0], f"{subject.name}, {16 * side}×{16 * side}"
-        common = dict(side=side, waits=first)
+        # At a larger size a step takes long, and what a run begins with counts for little.
+        common = dict(side=side, waits=first, steps=2 if first else 1)
         groups += [
-            Group(f"{title}, cfg 4", functools.partial(at_cfg_4, subject, side, first), **common),
+            Group(f"{title}, cfg 4", functools.partial(at_cfg_4, subject, side, first, rules and first), **common),
             Group(f"{title}, cfg 1", functools.partial(at_cfg_1, subject, side, first), **common),
         ]
         if first:
@@ -341,22 +384,26 @@ def groups_of(subject, sides):
                     steps=STEPS_OF_A_RUN,
                     side=side,
                 ),
-                Group(f"{title}, with a reference picture", functools.partial(with_a_reference, subject, side), side=side),
-                Group(f"{title}, with a second model", functools.partial(base_uncond, subject, side), side=side),
+                Group(f"{title}, with a reference picture", functools.partial(with_a_reference, subject, side), **common),
             ]
-    return groups
+            # Last, since the second model stays where it is.
+            second = Group(f"{title}, with a second model", functools.partial(base_uncond, subject, side), **common)
+    return [*groups, second]
 
 
 def beside_comfyui(subject, side):
     """The group of a model that shows least: what rules cost, and skip-layer beside ComfyUI's."""
     title = f"{subject.name}, {16 * side}×{16 * side}, cfg 4"
-    return Group(title, functools.partial(at_cfg_4, subject, side, False), side=side)
+    return Group(title, functools.partial(at_cfg_4, subject, side, False, False), side=side)
 
 
-def compiling(subject, side, backend):
-    """The group of torch.compile, which takes long before it is fast."""
-    title = f"{subject.name}, {16 * side}×{16 * side}, torch.compile ({backend})"
-    return Group(title, functools.partial(compiled, subject, side, backend), side=side, graphs=True)
+def compiling(subject, side, on_gpu):
+    """The groups of torch.compile, which takes long before it is fast: `[(group, seconds that are kept for it)]`."""
+    title = f"{subject.name}, {16 * side}×{16 * side}, torch.compile"
+    return [
+        (Group(f"{title} ({name})", functools.partial(compiled, subject, side, *how), side=side, graphs=True), kept)
+        for name, (*how, kept) in (ON_GPU if on_gpu else ON_CPU).items()
+    ]
 
 
 def true_sizes(device):

@@ -6,7 +6,7 @@ from unittest.mock import patch
 import torch
 
 from ..checkpoint.families import FLUX2_KLEIN
-from ..checkpoint.qwen3 import plain_key
+from ..checkpoint.qwen3 import cut, plain_key
 
 
 def filled(shapes, device, dtype):
@@ -50,7 +50,7 @@ def text_encoder_of(shapes, config, kind, trim, device, dtype):
     """
     sd = importlib.import_module("comfy.sd")
     if trim:
-        config = config | {"num_hidden_layers": FLUX2_KLEIN.layers_read, "final_norm": False}
+        config = config | cut(FLUX2_KLEIN) | {"lm_head": False}
         shapes = {name: shape for name, shape in shapes.items() if plain_key(name, "", trim=True)}
     weights = filled(shapes, device, dtype)
     # By the width of a small one ComfyUI would take it for another model.
