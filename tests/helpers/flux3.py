@@ -136,6 +136,20 @@ def blocks_of_diffusers(model, steps, noise, prompt, negative=None, references=(
         return pipeline(**inputs, output="latents")
 
 
+def encoded_by_diffusers(vae, pictures):
+    """The latents of references by the blocks of diffusers' own modular pipeline.
+
+    Args:
+        vae: `AutoencoderKLFlux2`.
+        pictures: of Pillow's.
+    """
+    from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3AutoVaeEncoderStep
+
+    pipeline = Flux3AutoVaeEncoderStep().init_pipeline()
+    pipeline.update_components(vae=vae)
+    return pipeline(image=list(pictures), output="image_cond_latents")
+
+
 def target_of(sigma, sigmas):
     """The sigma that a step goes to, as ComfyUI's HunyuanVideo (MeanFlow) finds it; None between the run's own."""
     [found] = torch.where(sigma == sigmas)

@@ -3,9 +3,11 @@
 `flux3.stand_in` says what of ComfyUI's own FLUX 3 is assumed.
 """
 
+import numpy as np
 import pytest
 import torch
-from flux3 import blocks_of_diffusers, euler, stand_in, text, transformer, velocity
+from flux3 import blocks_of_diffusers, encoded_by_diffusers, euler, stand_in, text, transformer, velocity
+from PIL import Image
 from sampling import comfy_run, conditioning, latent_noise, with_nodes
 from sigmas import scheduler_inputs
 
@@ -56,6 +58,82 @@ class TestAgainstDiffusersBlocks:
         model = pack("engine.sampling").with_rule(stand_in(flow_map=True), guard)
         theirs = blocks_of_diffusers(distilled, STEPS, NOISE, text(1), references=REFERENCES[:count])
         agree(ours(model, sigmas(), references=REFERENCES[:count]), theirs)
+
+
+# Width and height: one picture of whole tokens, which diffusers takes as it is, and two that both are cropped.
+SIZES = {1: [(96, 64)], 2: [(101, 79), (50, 67)]}
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """FLUX.2's, with random weights."""
+    from diffusers import AutoencoderKLFlux2
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKLFlux2()
+        vae.bn.running_mean.normal_()
+        vae.bn.running_var.uniform_(0.5, 1.5)
+    return vae.eval()
+
+
+@pytest.mark.parametrize("count", SIZES)
+class TestFromPictures:
+    """Klein References in front, and diffusers' own preparation and VAE."""
+
+    @pytest.fixture
+    def pixels(self, count):
+        random = np.random.default_rng(count)
+        return [random.integers(0, 256, (height, width, 3), np.uint8) for width, height in SIZES[count]]
+
+    @pytest.fixture
+    def theirs(self, vae, pixels):
+        return encoded_by_diffusers(vae, [Image.fromarray(picture) for picture in pixels])
+
+    @pytest.fixture
+    def prompts(self, comfy):
+        return [conditioning(text(seed, windows)) for seed, windows in ((1, 2), (2, 1))]
+
+    @pytest.fixture
+    def referred(self, run_node, vae, pixels, prompts):
+        import comfy.sd
+
+        return run_node(
+            "KleinKitReferences",
+            positive=prompts[0],
+            negative=prompts[1],
+            vae=comfy.sd.VAE(sd=dict(vae.state_dict())),
+            images={f"image_{place}": torch.from_numpy(one)[None] / 255 for place, one in enumerate(pixels, 1)},
+            size={"size": "megapixels", "megapixels": 1.0},
+            latent_from={"latent_from": "first picture"},
+        )
+
+    def test_prompts_are_those_of_a_chain_of_reference_latent(self, run_node, referred, prompts, theirs):
+        [[_, values]] = referred[0]
+        latents = values["reference_latents"]
+        for latent, wanted in zip(latents, theirs, strict=True):
+            agree(latent, wanted)
+        for chain, made in zip(prompts, referred):
+            for latent in latents:
+                [chain] = run_node("ReferenceLatent", conditioning=chain, latent={"samples": latent})
+            [[words, values]], [[our_words, ours]] = chain, made
+            assert torch.equal(our_words, words) and ours.keys() == values.keys()
+            assert all(map(torch.equal, ours["reference_latents"], values["reference_latents"]))
+
+    @pytest.mark.parametrize("flow_map", [False, True], ids=["base", "distilled"])
+    def test_a_run(self, request, sigmas, referred, prompts, theirs, flow_map):
+        positive, negative, latent, width, height = referred
+        noise = latent_noise(height, width)
+        assert noise.shape == latent["samples"].shape == (1, 128, *theirs[0].shape[2:])
+        model = request.getfixturevalue("distilled" if flow_map else "base")
+        cfg, negative_words = (1.0, None) if flow_map else (CFG, text(2))
+
+        def run(positive, negative):
+            return comfy_run(stand_in(flow_map), sigmas(), noise, positive, negative, cfg)
+
+        wanted = blocks_of_diffusers(model, STEPS, noise, text(1, 2), negative_words, theirs, cfg)
+        agree(run(positive, negative), wanted)
+        assert (run(*prompts) - wanted).abs().max() > 100 * LIMIT * wanted.abs().max()
 
 
 def test_distilled_in_its_16_steps(distilled, sigmas):

@@ -70,6 +70,23 @@ def test_several_of_flux3_are_the_same(size):
     assert torch.equal(ours(picture, most_pixels("megapixels", {})).movedim(-1, 0)[None] * 2 - 1, theirs)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (1008, 672), (1600, 2560)])
+def test_a_single_one_of_flux3_is_the_same_where_it_is_whole_tokens(size):
+    picture = photo(size)
+    theirs, ends = Flux3ImageProcessor().preprocess(picture, resize_mode="fill")
+    assert ends["reference_crop"] == (0, 0, *size)
+    assert torch.equal(ours(picture, most_pixels("keep", {})).movedim(-1, 0)[None] * 2 - 1, theirs)
+
+
+def test_another_single_one_of_flux3_is_filled_up_where_ours_is_cropped():
+    picture = photo((100, 67))
+    theirs, ends = Flux3ImageProcessor().preprocess(picture, resize_mode="fill")
+    assert theirs.shape[2:] == (80, 112) and ends["reference_crop"] == (6, 6, 106, 73)
+    cropped = ours(picture, None).movedim(-1, 0)[None] * 2 - 1
+    left, top = 6 + 100 % 16 // 2, 6 + 67 % 16 // 2
+    assert torch.equal(cropped, theirs[..., top : top + 64, left : left + 96])
+
+
 @pytest.mark.parametrize("megapixels", [0.25, 2.0])
 def test_another_cap_is_their_target_area(pipeline, megapixels):
     picture = photo((1700, 1301))
