@@ -26,7 +26,7 @@ def pictures_of(images: dict[str, torch.Tensor], most: int | None) -> list[Scale
     Returns:
         `([H, W, 3], size)` of each.
     Raises:
-        ValueError: no picture, too many, one that is too small, or something else.
+        ValueError: no picture, too many, one that is too small or no numbers, or something else.
     """
     found = []
     for name, batch in images.items():

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..checks import names_itself, sentence
 from ..engine.native import call
 from ..pictures.crop import Crop, covering, filling, region
-from ..pictures.reference import MEGAPIXEL, in_colour, prepared_size
+from ..pictures.reference import MEGAPIXEL, check_finite, in_colour, prepared_size
 
 CROP = io.Custom("KLEINKIT_CROP")
 
@@ -51,6 +51,7 @@ class KleinKitInpaintCrop(io.ComfyNode):
     def execute(cls, image: torch.Tensor, mask: torch.Tensor, padding: int) -> io.NodeOutput:
         pictures = in_colour("image", image)
         count, rows, columns, _ = pictures.shape
+        check_finite("mask", mask)
         mask = mask.float().reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, count):
             raise ValueError(sentence("mask", f"one mask, or one for each picture ({count})", f"got {len(mask)} masks"))

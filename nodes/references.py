@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..checks import names_itself, no_choice, sentence
 from ..engine.references import empty, encoded, inpainting, pictures_of, referring
-from ..pictures.reference import GRID, LATENTS, MOST, SIZES, Choices, given_size, most_pixels
+from ..pictures.reference import GRID, LATENTS, MOST, SIZES, Choices, check_finite, given_size, most_pixels
 
 IMAGES = tuple(f"image_{number}" for number in range(1, MOST + 1))
 TOOLTIPS = {
@@ -121,10 +121,12 @@ class KleinKitReferences(io.ComfyNode):
             raise ValueError(sentence("images", f"{IMAGES[0]} to {IMAGES[-1]}", f"got {', '.join(unknown)}"))
         size, latent_from = dict(size), dict(latent_from)
         most, given = most_pixels(size.pop("size"), size), given_size(latent_from.pop("latent_from"), latent_from)
-        if mask is not None and given:
-            raise ValueError(
-                "A `mask` belongs to the first picture: choose first picture in `latent_from`, or disconnect `mask`."
-            )
+        if mask is not None:
+            if given:
+                raise ValueError(
+                    "A `mask` belongs to the first picture: choose first picture in `latent_from`, or disconnect `mask`."
+                )
+            check_finite("mask", mask)
         named = {f"images.{name}": images[name] for name in IMAGES if images.get(name) is not None}
         pictures = pictures_of(named, most)
         references = encoded(vae, pictures)

@@ -12,6 +12,8 @@ from ..checks import sentence
 from .pixels import as_picture, as_pixels
 
 Box = tuple[int, int, int, int]
+# A picture of a shape of which less would be seen is none of the part, and to scale it would take gigabytes.
+LEAST_SEEN = 1 / 16
 
 
 class Crop(NamedTuple):
@@ -93,5 +95,12 @@ def filling(pixels: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def covering(pixels: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Pixels [H, W, 3] scaled to cover a size, of which the middle is kept: what `filling` repeated is cut off."""
+    """Pixels [H, W, 3] scaled to cover a size, of which the middle is kept: what `filling` repeated is cut off.
+
+    Raises:
+        ValueError: they have another shape than the size by far.
+    """
+    down, across, _ = pixels.shape
+    if min(across * height, down * width) < LEAST_SEEN * max(across * height, down * width):
+        raise ValueError(sentence("image", f"of about the shape of the part, {width} × {height}", f"got {across} × {down}"))
     return as_pixels(_pasted(pixels, width, height, cover=True)[0])

@@ -130,6 +130,16 @@ def prepare(pixels: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
     return pixels[top : top + height // GRID * GRID, left : left + width // GRID * GRID].contiguous()
 
 
+def check_finite(name: str, pixels: torch.Tensor) -> None:
+    """Check that pictures or masks of an input hold numbers alone.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not pixels.isfinite().all():
+        raise ValueError(sentence(name, "of finite numbers", "some are NaN or infinite: look at the node that it comes from"))
+
+
 def in_colour(name: str, pixels: Any) -> torch.Tensor:
     """Three channels of pictures: grey becomes colour, an alpha channel is left out as ComfyUI's Load Image does.
 
@@ -139,9 +149,11 @@ def in_colour(name: str, pixels: Any) -> torch.Tensor:
     Returns:
         [B, H, W, 3].
     Raises:
-        ValueError: they are something else, or none.
+        ValueError: they are something else, or none, or not all are numbers.
     """
     if not (isinstance(pixels, torch.Tensor) and pixels.ndim == 4 and pixels.numel()):
         given = list(pixels.shape) if isinstance(pixels, torch.Tensor) else pixels
         raise expected(name, "an IMAGE [batch, height, width, channels]", given)
-    return pixels[..., :1].expand(*pixels.shape[:-1], 3) if pixels.shape[-1] < 3 else pixels[..., :3]
+    colours = pixels[..., :1] if pixels.shape[-1] < 3 else pixels[..., :3]
+    check_finite(name, colours)
+    return colours.expand(*colours.shape[:-1], 3)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from inpainting import mask_of
 
 RED = torch.tensor([1.0, 0.0, 0.0])
@@ -94,6 +96,48 @@ def test_what_holds_no_picture_gets_one_sentence(crop, stitch, shape):
         with pytest.raises(ValueError) as error:
             run(torch.zeros(shape))
         assert str(error.value) == f"Klein Inpaint {title}: {says}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_gets_one_sentence(crop, stitch, value):
+    def spoilt(pixels):
+        pixels = pixels.clone()
+        pixels[0, 30, 3] = value
+        return pixels
+
+    image, mask = noise(48, 48), mask_of(8, 8, 24, 24, size=(48, 48))
+    part, _, where = crop(image, mask)
+    for title, name, run in (
+        ("Crop", "image", lambda: crop(spoilt(image), mask)),
+        ("Crop", "mask", lambda: crop(image, spoilt(mask))),
+        ("Stitch", "image", lambda: stitch(spoilt(part), where)),
+    ):
+        with pytest.raises(ValueError) as error:
+            run()
+        assert str(error.value) == (
+            f"Klein Inpaint {title}: Expected `{name}` to be of finite numbers, but some are NaN or infinite: "
+            "look at the node that it comes from."
+        )
+
+
+def test_what_has_another_shape_than_the_part_by_far_gets_one_sentence(crop, stitch):
+    """To cover the part, it would have to be scaled to 4000 × 1 000 000 pixels: 12 GB."""
+    where = crop(noise(16, 4000), torch.ones(1, 16, 4000))[2]
+    with pytest.raises(ValueError) as error:
+        stitch(noise(4000, 16), where)
+    assert str(error.value) == (
+        "Klein Inpaint Stitch: Expected `image` to be of about the shape of the part, 4000 × 16, but got 16 × 4000."
+    )
+
+
+@given(st.integers(16, 400), st.integers(16, 400), st.integers(0, 40), st.data())
+@settings(max_examples=40)
+def test_a_part_is_never_refused(run_node, width, height, padding, data):
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    mask = mask_of(top, left, bottom, right, size=(height, width))
+    part, _, where = run_node("KleinKitInpaintCrop", image=noise(height, width), mask=mask, padding=padding)
+    assert run_node("KleinKitInpaintStitch", image=part, crop=where)[0].shape == (1, height, width, 3)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (24, 24)])

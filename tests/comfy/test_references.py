@@ -153,6 +153,29 @@ def test_pictures_that_do_not_fit(refer, images, says):
     assert str(error.value).startswith("Klein References: ") and says in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", ["images.image_1", "images.image_2", "mask"])
+def test_what_is_no_number_is_named_before_anything_is_encoded(refer, vae, monkeypatch, place, value):
+    encoded = []
+    monkeypatch.setattr(type(vae), "encode", lambda self, pixels: encoded.append(pixels.shape))
+    inputs = {"images.image_1": picture(32, 32), "images.image_2": picture(48, 32, batch=2), "mask": torch.ones(1, 32, 32)}
+    inputs[place][-1, 20, 9] = value
+    with pytest.raises(ValueError) as error:
+        refer(*(inputs[f"images.image_{number}"] for number in (1, 2)), mask=inputs["mask"])
+    assert str(error.value) == (
+        f"Klein References: Expected `{place}` to be of finite numbers, but some are NaN or infinite: "
+        "look at the node that it comes from."
+    )
+    assert not encoded
+
+
+def test_an_alpha_channel_may_be_anything(refer):
+    odd = picture(32, 32, channels=4)
+    odd[..., 3] = float("nan")
+    [[reference], [wanted]] = references(refer(odd)[0]), references(refer(odd[..., :3])[0])
+    assert torch.equal(reference, wanted)
+
+
 def test_another_vae_is_refused(refer, vae, monkeypatch):
     monkeypatch.setattr(type(vae), "encode", lambda self, pixels: torch.zeros(1, 16, 4, 4))
     with pytest.raises(ValueError, match=r"^Klein References: Expected `vae` to be FLUX.2's, .* \[1, 16, 4, 4\]"):
