@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from editor import body, choose, connect, enter, in_vue, run, shorten
+from editor import body, choose, connect, enter, in_vue, run, settle, shorten
 from kleinkit.harness.editor import add_node, clear
 from kleinkit.harness.workflow import NANO_EXAMPLES, NANO_PIXELS, WORKFLOWS
 
@@ -49,17 +49,6 @@ def drop(page, name):
     page.evaluate("app.canvas.centerOnNode(app.graph.nodes[0])")
     settle(page)
     return page.evaluate("app.graph.nodes[0].id")
-
-
-def settle(page):
-    """Wait until no node grows any more: a click on a widget would miss it."""
-    page.evaluate("""async () => {
-        const sizes = () => JSON.stringify(app.graph.nodes.map((node) => [...node.pos, ...node.size]))
-        for (let same = 0, last; same < 30; same = sizes() === last ? same + 1 : 0) {
-            last = sizes()
-            await new Promise(requestAnimationFrame)
-        }
-    }""")
 
 
 def widgets(page, node):

@@ -16,7 +16,9 @@ from editor import (
     in_vue,
     keep,
     one_renderer,
+    overlapping,
     run,
+    settle,
     shorten,
     switch,
     values,
@@ -186,8 +188,26 @@ def test_previews_can_be_read_in_every_theme(page, palette):
     assert ratios[0] >= 4.5 and ratios[1] >= 3.0
 
 
+def test_nodes_that_overlap_are_found(page):
+    # In Nodes 2.0 it is higher than its size in the file says, by its badge.
+    upper, lower = (add_node(page, kind, 0, y) for kind, y in (("KleinKitInpaintStitch", 0), ("VAEDecode", 400)))
+    settle(page)
+    for pair in ("Klein Inpaint Stitch", "VAE Decode"), ():
+        page.evaluate(
+            """([upper, lower, apart]) => {
+            const height = (id) => document.querySelector(`[data-node-id="${id}"]`)?.getBoundingClientRect().height
+            const [above, below] = [upper, lower].map((id) => app.graph.getNodeById(id))
+            below.pos = [above.size[0] - 10, (height(upper) ?? above.getBounding()[3]) + apart]
+            app.canvas.setDirty(true, true)
+        }""",
+            [upper, lower, -1 if pair else 1],
+        )
+        settle(page)
+        assert overlapping(page) == [pair] * bool(pair)
+
+
 @pytest.mark.parametrize("name", names())
-def test_a_workflow_opens_and_keeps_its_values(page, name):
+def test_a_workflow_opens_and_keeps_its_values_and_no_node_covers_another(page, name):
     graph = read(name)
     scale, unknown, *kept = page.evaluate(
         """async (graph) => {
@@ -211,6 +231,8 @@ def test_a_workflow_opens_and_keeps_its_values(page, name):
             for node in nodes(graph, "PreviewAny"):
                 entries.pop(str(node["id"]))
     assert unknown == [] and kept == [saved, saved]
+    settle(page)
+    assert overlapping(page) == []
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 

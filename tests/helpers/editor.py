@@ -1,5 +1,6 @@
 """What a user does to a node in the editor, in the renderer that is on; and what the pack's figures say."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ one_renderer = pytest.mark.parametrize("renderer", ["classic"], indirect=True)
 SCREENSHOTS = Path(__file__).resolve().parent.parent.parent / ".reports" / "screenshots"
 HTML = "<img src=x onerror=hacked=1>"
 FILE = f"klein {HTML}.safetensors"
+# So much of a pixel may be the rounding of a browser that draws a graph at another scale.
+TOUCHING = 0.5
 
 
 def in_vue(page):
@@ -144,6 +147,34 @@ def connect(page, *links):
     }""",
         links,
     )
+
+
+def settle(page):
+    """Wait until no node grows any more: before, a click on a widget would miss it."""
+    page.evaluate("""async () => {
+        const sizes = () => JSON.stringify(app.graph.nodes.map((node) => [...node.pos, ...node.size]))
+        for (let same = 0, last; same < 30; same = sizes() === last ? same + 1 : 0) {
+            last = sizes()
+            await new Promise(requestAnimationFrame)
+        }
+    }""")
+
+
+def overlapping(page):
+    """The titles of each two nodes of which one covers a part of the other, as the renderer that is on draws them."""
+    boxes = page.evaluate("""() => app.graph.nodes.map((node) => {
+        if (!LiteGraph.vueNodesMode) {
+            const [left, top, width, height] = node.getBounding()
+            return [node.title, left, top, left + width, top + height]
+        }
+        const { left, top, right, bottom } = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect()
+        return [node.title, ...[left, top, right, bottom].map((side) => side / app.canvas.ds.scale)]
+    })""")
+    return [
+        (one, other)
+        for (one, left, top, right, bottom), (other, left2, top2, right2, bottom2) in itertools.combinations(boxes, 2)
+        if min(right, right2) - max(left, left2) > TOUCHING and min(bottom, bottom2) - max(top, top2) > TOUCHING
+    ]
 
 
 def switch(page, language):
