@@ -1,5 +1,6 @@
 """Workflows in the editor's format: change what their widgets hold, and turn them into prompts for the API."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ NOTES = ("MarkdownNote", "Note")
 SEEDS = ("seed", "noise_seed")
 # The editor's number for a node that is bypassed.
 BYPASSED = 4
+# The node ids that a subgraph's own inputs and outputs have in its links.
+INPUTS, OUTPUTS = -10, -20
 # The nano family beside the official files, and what it was trained on: prompts by the title of their node.
 NANO = {
     "flux-2-klein-4b.safetensors": "flux-2-klein-nano.safetensors",
@@ -93,9 +96,46 @@ def change(graph, kind, **values):
     put(node, **values)
 
 
+def subgraphs(graph):
+    """What the subgraphs of a workflow are, by the type of the node that stands for one."""
+    return {one["id"]: one for one in graph.get("definitions", {}).get("subgraphs", ())}
+
+
+def flat(graph):
+    """A workflow with what is inside its subgraphs in the place of each; the ids there are `<outer>:<inner>`."""
+    inside, graph = subgraphs(graph), copy.deepcopy(graph)
+    outer, graph["nodes"] = graph["nodes"], []
+    for node in outer:
+        if node["type"] not in inside:
+            graph["nodes"].append(node)
+            continue
+        subgraph = copy.deepcopy(inside[node["type"]])
+        by_id, typed = {one["id"]: one for one in subgraph["nodes"]}, iter(node["widgets_values"])
+        taken = [(entry["link"], next(typed) if "widget" in entry else None) for entry in node["inputs"]]
+        for one in subgraph["nodes"]:
+            one["id"] = f"{node['id']}:{one['id']}"
+        for link in subgraph["links"]:
+            start, slot, end, place = (link[key] for key in ("origin_id", "origin_slot", "target_id", "target_slot"))
+            if end == OUTPUTS:
+                for other in graph["links"]:
+                    if other[1:3] == [node["id"], place]:
+                        other[1:3] = [by_id[start]["id"], slot]
+                continue
+            into = by_id[end]["inputs"][place]
+            if start == INPUTS:
+                into["link"], value = taken[slot]
+                if "widget" in into and into["link"] is None:
+                    put(by_id[end], **{into["name"]: value})
+            else:
+                into["link"] = f"{node['id']}:{link['id']}"
+                graph["links"].append([into["link"], by_id[start]["id"], slot])
+        graph["nodes"] += subgraph["nodes"]
+    return graph
+
+
 def for_nano(graph):
     """Have a workflow of the pack run on the nano family, in place: other files, size, prompts and layers, no more."""
-    for node in graph["nodes"]:
+    for node in [*graph["nodes"], *(node for one in subgraphs(graph).values() for node in one["nodes"])]:
         match node["type"]:
             case "KleinKitLoader":
                 put(node, diffusion_model=(NANO | NANO_FLUX3)[node["widgets_values"][0]])
@@ -130,6 +170,7 @@ def tried(graph, number):
 
 def as_prompt(graph):
     """The workflow in API format: `{node id: {"class_type": …, "inputs": …}}`; as in the editor, without bypassed nodes."""
+    graph = flat(graph)
     sources = {link: [str(node), slot] for link, node, slot, *_ in graph["links"]}
     for node in sorted(graph["nodes"], key=lambda node: node["order"]):
         if node["mode"] == BYPASSED:

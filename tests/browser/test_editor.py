@@ -25,7 +25,7 @@ from editor import (
 )
 from kleinkit.harness import server as api
 from kleinkit.harness.editor import add_node
-from kleinkit.harness.workflow import EXAMPLES, NANO, WORKFLOWS, for_nano, names, nodes, put, read
+from kleinkit.harness.workflow import EXAMPLES, NANO, WORKFLOWS, as_prompt, for_nano, names, nodes, put, read
 from playwright.sync_api import expect
 
 
@@ -352,6 +352,27 @@ def test_texts_are_in_the_editors_language(page, languages, request):
         passes = said["{steps} steps: {total} of {plain} passes"].format(steps=20, total=40, plain=40)
         expect(figure(page, passes)).to_contain_text(said["a model that is not distilled"])
         keep(page, f"{request.node.name}-{language}")
+
+
+@one_renderer
+def test_a_workflow_with_a_subgraph_is_queued_as_the_other_tests_do(page):
+    """And a subgraph that is bypassed hands on its picture, as the note says."""
+    graph = read("08 Klein Upscale in Two Passes")
+    queued = """async ([graph, bypassed]) => {
+        await app.loadGraphData(graph)
+        for (const node of app.graph.nodes) if (node.isSubgraphNode?.() && bypassed) node.mode = 4
+        return (await app.graphToPrompt()).output
+    }"""
+    prompt, second = (page.evaluate(queued, [graph, bypassed]) for bypassed in (False, True))
+    ours = {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in prompt.items()}
+    assert ours == as_prompt(graph)
+    [inside] = {number.partition(":")[0] for number in prompt if ":" in number}
+    [enlarged, source] = (
+        [key for key, one in prompt.items() if one["class_type"] == kind] for kind in ("ImageScaleToTotalPixels", "LoadImage")
+    )
+    assert prompt[enlarged[0]]["inputs"]["image"][0].startswith(f"{inside}:")
+    assert second.keys() == {key for key in prompt if ":" not in key}
+    assert second[enlarged[0]]["inputs"]["image"] == [source[0], 0]
 
 
 @one_renderer

@@ -4,11 +4,9 @@ import json
 
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.harness.workflow import NANO_EXAMPLES, WORKFLOWS, as_prompt, for_nano, widgets
+from kleinkit.harness.workflow import INPUTS, NANO_EXAMPLES, OUTPUTS, WORKFLOWS, as_prompt, for_nano, widgets
 
 BLUEPRINTS = sorted(WORKFLOWS.parent.glob("subgraphs/*.json"))
-# The node ids that a subgraph's own inputs and outputs have in its links.
-INPUTS, OUTPUTS = -10, -20
 # What is connected to a blueprint, and where a Load Image has it.
 PICTURE, SLOTS = "kleinkit-circle-masked.png", {"IMAGE": 0, "MASK": 1}
 
