@@ -113,7 +113,13 @@ class KleinKitScheduler(io.ComfyNode):
                 _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base; FLUX 3: 16 and 50."),
                 _number("width", 1024, 1, "Width in pixels. Not used when a latent is connected."),
                 _number("height", 1024, 1, "Height in pixels. Not used when a latent is connected."),
-                _number("denoise", 1.0, 0.01, "How much of the picture is made anew: 1 all, 0 nothing."),
+                _number(
+                    "denoise",
+                    1.0,
+                    0.01,
+                    "How much of the picture is made anew: 1 all, 0 nothing. diffusers calls it strength. denoise_mode says "
+                    "how it is counted.",
+                ),
                 io.Combo.Input(
                     "denoise_mode",
                     options=list(DENOISE_MODES),
