@@ -196,7 +196,10 @@ function referencesSettings(node) {
   const images = [...(node.inputs ?? []).entries()].filter(([, { name, link }]) => name.startsWith("images.") && link != null)
   const pictures = images.flatMap(([index]) => pictureSizes(node, index))
   const says = pictures.length ? undefined : say("Connect a picture to see what becomes of it.")
-  return { settings: { ...values, pictures }, missing: unknown, says }
+  const [positive, negative, ...size] = (node.outputs ?? []).map(({ links }) => links?.length > 0)
+  // The prompts go on, but the latent comes from another node, such as that of a padded picture.
+  const apart = (positive || negative) && !size.some(Boolean)
+  return { settings: { ...values, pictures }, missing: unknown, says, apart }
 }
 
 /** The node that takes the model which a node hands on, and the nodes that this model passes before. */
@@ -393,7 +396,7 @@ function grouped(number) {
   return String(number).replace(/\B(?=(\d{3})+$)/g, "\u202f")
 }
 
-function referencesFigure({ pictures, made, references, total }) {
+function referencesFigure({ pictures, made, references, total }, { apart }) {
   const words = ({ width, height, tokens }) => ({ width, height, tokens: grouped(tokens) })
   const each = pictures.map((picture, index) =>
     picture
@@ -403,8 +406,8 @@ function referencesFigure({ pictures, made, references, total }) {
   const shares = { references: grouped(references), total: grouped(total) }
   return plainly(
     lines(
-      total && say("{references} of {total} tokens are references", shares),
-      made && say("makes {width}×{height}, {tokens} tokens", words(made)),
+      !apart && total && say("{references} of {total} tokens are references", shares),
+      !apart && made && say("makes {width}×{height}, {tokens} tokens", words(made)),
       each,
     ),
   )

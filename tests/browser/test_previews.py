@@ -406,6 +406,19 @@ def test_references_say_their_size_and_their_share(page, photos):
 
 
 @one_renderer
+def test_references_do_not_say_what_another_node_makes(page, photos):
+    references, first, sampler, latent = add(page, "KleinKitReferences", "LoadImage", "KSampler", "EmptyFlux2LatentImage")
+    load(page, first, photos[0])
+    connect(page, (first, 0, references, "images.image_1"), (references, 0, sampler, "positive"))
+    connect(page, (references, 2, sampler, "latent_image"))
+    expect(figure(page, "tokens are references")).to_contain_text("makes 1248×832")
+    connect(page, (latent, 0, sampler, "latent_image"))
+    alone = figure(page, "picture 1: 1248×832, 4\u202f056 tokens")
+    expect(alone).not_to_contain_text("makes")
+    expect(alone).not_to_contain_text("references")
+
+
+@one_renderer
 def test_a_picture_of_unknown_size_is_said_to_be_so(page, photos):
     references, photo, scaled, batch = add(page, "KleinKitReferences", "LoadImage", "ImageScale", "EmptyImage")
     load(page, photo, photos[0])
