@@ -13,11 +13,14 @@ AUTO, DISTILLED, BASE = VARIANTS = "auto", "distilled", "base"
 LETTERS_OR_NUMBER = re.compile(r"[A-Za-z]+|\d+")
 ONE_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # The words of which names are glued on model sites: 9bbase is 9, b, base. `database` cannot be split into them.
-GLUED = re.compile(r"flux|klein|base|distilled|distill|un|de|non|kv|nvfp|mxfp|fp|bf|int|model|merge|mix|edit|b|v")
+GLUED = re.compile(
+    r"flux|klein|base|distillation|distilled|distill|distil|un|de|non|not|no|kv|nvfp|mxfp|fp|bf|int|nf|model|merged|merge|"
+    r"mixed|mix|edit|scaled|pruned|ema|full|finetuned|finetune|tuned|lora|turbo|svdq|b|v"
+)
 # Of GGUF files with the quantisation before it, as whoever makes them writes it: -Q4_K_M, -UD-IQ2_XXS, -BF16.
 ENDINGS = re.compile(r"([._-](ud-)?(i?q\d\w*|b?f16|f32|mxfp4\w*))?\.gguf$|\.(safetensors|sft)$", re.IGNORECASE)
-NOT = {"un", "de", "non", "not"}
-DISTILLED_WORDS = {"distilled", "distill"}
+NOT = {"un", "de", "non", "not", "no", "without"}
+DISTILLED_WORDS = {"distilled", "distill", "distil", "distillation"}
 
 
 @dataclass(frozen=True)
