@@ -71,6 +71,22 @@ def is_link(value) -> bool:
     return isinstance(value, list) and [type(part) for part in value] == [str, int]
 
 
+def check_links(prompt: dict) -> None:
+    """Check that every link has a node at its other end, and that something goes by the sweep.
+
+    Raises:
+        ValueError: a link leads nowhere, or all prompts would be the same.
+    """
+    (sweep, _), swept = sweep_of(prompt), False
+    for number, node in prompt.items():
+        for name, value in node["inputs"].items():
+            if is_link(value) and value[0] not in prompt:
+                raise ValueError(f"`{name}` of {node['class_type']} ({number}) is linked to node {value[0]}, which is not there.")
+            swept |= is_link(value) and value[0] == sweep and node["class_type"] != SHEET
+    if not swept:
+        raise ValueError("Nothing goes by Klein Sweep: connect `value` to cfg, or to any other number.")
+
+
 def sweep_of(prompt: dict) -> tuple[str, list[str]]:
     """The one Klein Sweep of a prompt.
 
@@ -163,7 +179,7 @@ def contact_sheet(prompt: dict, number: str, pictures: list[list[Image.Image]]) 
         ValueError: the settings of the node do not fit.
     """
     inputs = of_type(prompt, SHEET)[number]["inputs"]
-    images = [torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in batch])) / 255.0 for batch in pictures]
+    images = [[torch.from_numpy(np.array(image.convert("RGB"))) / 255.0 for image in batch] for batch in pictures]
     labels = sweep_of(prompt)[1] if "labels" in inputs else ()
     page = sheet(images, labels, inputs.get("columns", 4), inputs.get("title", ""))[0]
     return Image.fromarray((page * 255.0).round().byte().numpy())
@@ -173,7 +189,7 @@ def check_servers(urls: list[str], prompt: dict) -> None:
     """Check that the servers that answer have the nodes of a prompt; say which ones do not answer.
 
     Raises:
-        ValueError: none answers, a server lacks a node, or no node of the prompt saves a picture.
+        ValueError: none answers, a server lacks a node, a node lacks an input, or no node of the prompt saves a picture.
     """
     silent = [url for url in urls if waiting(url) is None]
     if silent == urls:
@@ -189,6 +205,12 @@ def check_servers(urls: list[str], prompt: dict) -> None:
             raise ValueError(
                 f"{url} does not have the node {', '.join(missing)}: install its pack there, or leave the server out."
             )
+        for number, node in prompt.items():
+            required = known[node["class_type"]]["input"].get("required", {})
+            # Inputs that grow with what is connected have names of their own.
+            growing = {name for name, (kind, *_) in required.items() if str(kind).startswith("COMFY_")}
+            if missing := sorted(required.keys() - growing - node["inputs"].keys()):
+                raise ValueError(f"{node['class_type']} ({number}) lacks `{'`, `'.join(missing)}`: connect it, or type it in.")
         if not any(known[kind]["output_node"] for kind in kinds):
             raise ValueError("No node of the workflow saves or shows a picture: add Save Image or Klein Contact Sheet.")
 
@@ -247,22 +269,23 @@ def main(arguments: list[str]) -> None:
     urls = [url if "://" in url else f"http://{url}" for url in options.servers]
     try:
         prompt = read_prompt(options.workflow)
+        check_links(prompt)
         check_sheets(prompt)
         prompts = split(prompt)
         check_servers(urls, next(iter(prompts.values())))
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    made, failed = {}, 0
+    made, failed, sheets = {}, 0, of_type(prompt, SHEET)
     for name, url, pictures, sentences in sweep(urls, prompts):
         made[name] = pictures
+        sentences = sentences or [f"No picture came for Klein Contact Sheet ({lost})." for lost in sheets if lost not in pictures]
         failed += bool(sentences)
         for number, png in enumerate(png for node in sorted(pictures) for png in pictures[node]):
             (options.out / f"{name}-{number}.png").write_bytes(png)
         print(f"{len(made)} of {len(prompts)}: {name} from {url}", *sentences, sep="\n  ", flush=True)
     if failed:
         sys.exit(f"{failed} of {len(prompts)} failed.")
-    sheets = of_type(prompt, SHEET)
     for number in sheets:
         pictures = [[Image.open(io.BytesIO(png)) for png in made[name][number]] for name in prompts]
         file = "sheet.png" if len(sheets) == 1 else f"sheet-{number}.png"

@@ -128,6 +128,14 @@ def test_a_server_without_a_node_is_named_before_anything_runs(server, study, re
     assert api.read_log(server.log).count("got prompt") == before
 
 
+def test_a_node_without_an_input_is_named_before_anything_runs(server, study, refused):
+    del of_type(study, "VAEDecode")["inputs"]["vae"]
+    before = api.read_log(server.log).count("got prompt")
+    sentence = refused(study, server.url)
+    assert sentence.startswith("VAEDecode (") and sentence.endswith(") lacks `vae`: connect it, or type it in.")
+    assert api.read_log(server.log).count("got prompt") == before
+
+
 def test_a_workflow_that_saves_nothing_is_refused(server, study, refused):
     kept = {k: node for k, node in study.items() if node["class_type"] not in ("SaveImage", "KleinKitContactSheet")}
     assert refused(kept, server.url).startswith("No node of the workflow saves or shows a picture")

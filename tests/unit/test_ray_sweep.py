@@ -52,6 +52,14 @@ def test_the_sheet_shows_the_label_of_each_value_where_it_has_labels():
     check_sheets({**STUDY, "sheet": {**SHEET, "inputs": inputs}})
 
 
+def test_the_pictures_of_a_value_may_differ_in_size():
+    """A list of pictures of several sizes runs in one prompt, and no shape of one tensor holds them."""
+    pictures = [[Image.new("RGB", (100, 100)), Image.new("RGB", (64, 120))] for _ in range(4)]
+    page = contact_sheet(STUDY, "sheet", pictures)
+    # Two columns and four rows of cells.
+    assert page.width > 2 * 100 and page.height > 4 * 120
+
+
 @pytest.mark.parametrize(
     "prompt, sentence",
     [
@@ -63,7 +71,7 @@ def test_the_sheet_shows_the_label_of_each_value_where_it_has_labels():
         ),
         (with_inputs("sweep", values="1, two"), "Klein Sweep: Expected `values` to be finite numbers or ranges"),
         (
-            with_inputs("sheet", columns=["number", 0]),
+            with_inputs("sheet", columns=["sampler", 0]),
             "Klein Contact Sheet (sheet): Expected `columns` to be typed into the node, not connected",
         ),
         (
@@ -72,7 +80,7 @@ def test_the_sheet_shows_the_label_of_each_value_where_it_has_labels():
         ),
         (with_inputs("sheet", title="x" * 1001), "Klein Contact Sheet (sheet): Expected `title` to be at most 1000 characters"),
         (
-            with_inputs("sheet", labels=["texts", 0]),
+            with_inputs("sheet", labels=["sampler", 0]),
             "Klein Contact Sheet (sheet): Expected `labels` to be connected to `label` of Klein Sweep, or to nothing, but got",
         ),
         (with_inputs("sheet", images="none"), "Klein Contact Sheet (sheet): Expected `images` to be connected to pictures"),
@@ -80,6 +88,11 @@ def test_the_sheet_shows_the_label_of_each_value_where_it_has_labels():
             {**STUDY, "second": {**SHEET, "inputs": SHEET["inputs"] | {"images": ["sheet", 0]}}},
             "Klein Contact Sheet (second): Expected `images` to be connected to pictures, not to another sheet",
         ),
+        (
+            with_inputs("picture", samples=["gone", 0]),
+            "`samples` of VAEDecode (picture) is linked to node gone, which is not there.",
+        ),
+        (with_inputs("sampler", cfg=4.0), "Nothing goes by Klein Sweep: connect `value` to cfg"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
