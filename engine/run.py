@@ -50,6 +50,7 @@ class Run:
             scalars on the device.
         latest, known: the passes of the negative's prompt that ran in the last guided step, beside the positive: up to this
             call, and before this step.
+        entered: by step, `observed` and `known` when the sampler first came to it.
         reused: the scales of the calls so far in which guidance was reused.
         memories: each rule's own dict, by node.
         entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
@@ -83,6 +84,7 @@ class Run:
     pending: dict[str, torch.Tensor] = field(default_factory=dict)
     latest: frozenset[str] = frozenset()
     known: frozenset[str] = frozenset()
+    entered: dict[int, tuple[dict[str, float], frozenset[str]]] = field(default_factory=dict)
     reused: list[float] = field(default_factory=list)
     memories: dict[str, dict] = field(default_factory=dict)
     entries: dict[str, dict] = field(default_factory=dict)
@@ -168,8 +170,8 @@ class Run:
             first = self.done + 1 if self.done < 0 or self.calls >= self.between - 1 else self.done
             counted = first, self.done + 1
         index = step_index(sigma, self.sigmas, self.index, counted)
-        if index != self.index:
-            self.observed, self.known = dict(self.seen), self.latest
+        # Some samplers go back to a step after the next one (heunpp2): it stays as it was.
+        self.observed, self.known = self.entered.setdefault(index, (dict(self.seen), self.latest))
         self.calls += 1
         self.index = index
         return index

@@ -71,10 +71,10 @@ class Adaptive(Rule):
             return v
         if step.reuse:
             return rebuilt(v, step, memory) if KEPT in memory else v
-        if memory.get("index") != step.index:
-            decided = None if self.begins_anew(step) else memory.get("reached")
-            memory |= {"index": step.index, "decided": decided, "measures": self.measures(step)}
-        decided = memory["decided"]
+        decisions = memory.setdefault("decisions", {})
+        # Some samplers go back to a step after the next one (heunpp2): what was decided for it stays.
+        decided = decisions.setdefault(step.index, None if self.begins_anew(step) else memory.get("reached"))
+        memory |= {"decided": decided, "measures": self.measures(step)}
         if memory["measures"]:
             reached = cosine(v.cond, v.uncond) >= self.threshold
             memory["reached"] = reached if decided is None else reached | decided
