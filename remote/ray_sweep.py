@@ -81,7 +81,8 @@ def check_links(prompt: dict) -> None:
     for number, node in prompt.items():
         for name, value in node["inputs"].items():
             if is_link(value) and value[0] not in prompt:
-                raise ValueError(f"`{name}` of {node['class_type']} ({number}) is linked to node {value[0]}, which is not there.")
+                kind = node["class_type"]
+                raise ValueError(f"`{name}` of {kind} ({number}) is linked to node {value[0]}, which is not there.")
             swept |= is_link(value) and value[0] == sweep and node["class_type"] != SHEET
     if not swept:
         raise ValueError("Nothing goes by Klein Sweep: connect `value` to cfg, or to any other number.")
@@ -279,7 +280,8 @@ def main(arguments: list[str]) -> None:
     made, failed, sheets = {}, 0, of_type(prompt, SHEET)
     for name, url, pictures, sentences in sweep(urls, prompts):
         made[name] = pictures
-        sentences = sentences or [f"No picture came for Klein Contact Sheet ({lost})." for lost in sheets if lost not in pictures]
+        lost = [number for number in sheets if number not in pictures]
+        sentences = sentences or [f"No picture came for Klein Contact Sheet ({number})." for number in lost]
         failed += bool(sentences)
         for number, png in enumerate(png for node in sorted(pictures) for png in pictures[node]):
             (options.out / f"{name}-{number}.png").write_bytes(png)
