@@ -196,6 +196,13 @@ class Run:
                 # Areas are copied from one prompt to the other with their uuid: such a one tells nothing.
                 self.roles[cond["uuid"]] = role if self.roles.get(cond["uuid"], role) == role else AMBIGUOUS
 
+    def learn(self, positive: list[dict] | None, negative: list[dict] | None) -> None:
+        """Where a guider has names of its own for its prompts, the sampler's hook tells which is which."""
+        for name, entries in (("positive", positive), ("negative", negative)):
+            if name not in self.conds:
+                known = {cond["uuid"]: ROLES[name] for cond in entries or ()}
+                self.roles |= {uuid: role for uuid, role in known.items() if self.roles.get(uuid) in self.conds}
+
     def role(self, uuid: Any, index: int) -> str:
         """What a conditioning in the batch of passes is: `COND`, `UNCOND`, an extra pass, or what its guider calls it."""
         role = self.roles.get(uuid, OTHER)

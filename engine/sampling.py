@@ -260,7 +260,7 @@ def as_the_guider_can(step: Step, guider: CFGGuider, model_options: dict, run: R
     """The step without what its guider has no prompt for; with both passes, where the negative's alone cannot be had."""
     if step.zero:
         return step
-    if "negative" not in guider.conds:
+    if is_plain(guider) and "negative" not in guider.conds:
         of_negative = {UNCOND, *(extra.name for _, extra in extras_of(run.rules, step) if extra.of != COND)}
         if of_negative & set(step.passes):
             run.warn("This guider has no negative prompt, so guidance that needs one is left out.")
@@ -282,6 +282,7 @@ def post_cfg(args: dict) -> torch.Tensor:
     run = run_of(args["model_options"])
     if run is None:
         return args["denoised"]
+    run.learn(args["cond"], args["uncond"])
     step, x = run.step, args["input"]
     negative_only = step is not None and step.passes == (UNCOND,)
     ran_uncond = args["uncond"] is not None

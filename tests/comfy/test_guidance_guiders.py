@@ -183,6 +183,31 @@ def test_a_guider_that_calls_no_hook_is_warned_of(klein, run_node, guiders, capl
     assert "Klein Momentum Guidance has no effect in step 3" in later
 
 
+@pytest.mark.parametrize("cfg", (0.0, 1.0, 4.0))
+def test_a_guider_of_another_pack_that_has_names_of_its_own_for_its_prompts(klein, run_node, caplog, cfg):
+    from comfy.samplers import CFGGuider, sampling_function
+
+    class Named(CFGGuider):
+        def predict_noise(self, x, timestep, model_options={}, seed=None):
+            prompts = self.conds["without"], self.conds["with"]
+            return sampling_function(self.inner_model, x, timestep, *prompts, self.cfg, model_options=model_options, seed=seed)
+
+    def made(*nodes):
+        guider = Named(with_nodes(run_node, klein, *nodes))
+        guider.inner_set_conds({"with": POSITIVE, "without": NEGATIVE})
+        guider.set_cfg(cfg)
+        return guider
+
+    caplog.set_level("INFO")
+    plain, _ = run(made())
+    neutral, rows = run(made(CONSTANT), klein)
+    assert torch.equal(neutral, plain)
+    assert logged(caplog) == (rows, {"cond": STEPS, "uncond": STEPS} if cfg != 1.0 else {"cond": STEPS})
+    ours, theirs = (run(made(node))[0] for node in (SKIP, COMFYUI_SKIP))
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() and not torch.equal(ours, plain)
+    assert not warnings(caplog)
+
+
 def test_momentum_acts_in_every_other_guider(klein, run_node, guiders, caplog):
     for name in guiders.keys() - {"DualModelGuider"}:
         plain, guided = (run(guiders[name](with_nodes(run_node, klein, *nodes), 1.0))[0] for nodes in ((), (MOMENTUM,)))
