@@ -132,6 +132,18 @@ def whole_schedule(sigmas: torch.Tensor) -> tuple[np.ndarray, int]:
     return sigmas.as_strided((size,), (1,), 0).float().cpu().numpy(), sigmas.storage_offset()
 
 
+def flipped_back(sigmas: torch.Tensor) -> torch.Tensor:
+    """Rising sigmas as they were before FlipSigmas: a view of all that it flipped, where SplitSigmas has cut them since."""
+    schedule, start = whole_schedule(sigmas)
+    if (np.diff(schedule) < 0.0).any():
+        schedule, start = sigmas.float().cpu().numpy(), 0
+    falling = schedule[::-1].copy()
+    if falling[-1] == FLIPPED_ZERO:
+        falling[-1] = 0.0
+    stop = len(falling) - start
+    return torch.from_numpy(falling).to(sigmas)[stop - len(sigmas) : stop]
+
+
 def falls(sigmas: np.ndarray) -> bool:
     """Whether sigmas are a schedule of a flow model: from at most 1.0 down to 0.0."""
     return bool(sigmas[0] <= 1.0 and sigmas[-1] == 0.0 and (np.diff(sigmas) <= 0.0).all())
@@ -170,7 +182,7 @@ def made_with(sampling: RunShift, schedule: np.ndarray, last: int, flipped: bool
 
     Args:
         schedule, last: as of `stock.find`.
-        flipped: whether the schedule may be only the end of a longer one.
+        flipped: whether the schedule may be only the beginning or the end of a longer one.
     Returns:
         `(sampling, what stock.find returns)`, or None.
     """
@@ -179,8 +191,8 @@ def made_with(sampling: RunShift, schedule: np.ndarray, last: int, flipped: bool
         if not static.sigmas.all():
             continue
         found = stock.find(schedule, last, names, made_by(static))
-        if not found and flipped and schedule[0] < 1.0:
-            found = stock.find_end(schedule, names, made_by(static))
+        if not found and flipped and (schedule[0] < 1.0 or schedule[-1] > 0.0):
+            found = stock.find_part(schedule, names, made_by(static))
         if found and falls(found[2]):
             return static, found
     return None
@@ -208,9 +220,7 @@ def shifted_schedule(
         `(sigmas, mu, schedule)`: the run's sigmas, and the float32 array that they are a part of.
     """
     if sigmas[-1] > sigmas[0]:
-        falling = sigmas.flip(0)
-        if falling[-1] == FLIPPED_ZERO:
-            falling[-1] = 0.0
+        falling = flipped_back(sigmas)
         shifted, mu, schedule = shifted_schedule(sampling, shift, tokens, falling, from_picture, flipped=True)
         if shifted is falling:
             return sigmas, mu, schedule

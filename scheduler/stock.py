@@ -45,27 +45,33 @@ def find(sigmas: np.ndarray, last: int, names: Iterable[str], schedule: Schedule
     return None
 
 
-def find_end(sigmas: np.ndarray, names: Iterable[str], schedule: Scheduler) -> Found | None:
-    """Find the scheduler that makes a schedule of unknown length with the given end: FlipSigmas copies what it flips.
+def find_part(sigmas: np.ndarray, names: Iterable[str], schedule: Scheduler) -> Found | None:
+    """Find the scheduler that makes a schedule of unknown length with the given end, or the given beginning: FlipSigmas
+    copies what it flips.
 
-    The longer a schedule is, the lower are its last sigmas. So a few schedules lead to the one.
+    The longer a schedule is, the lower are its last sigmas, and the higher its first. So a few schedules lead to the one.
 
     Args:
-        sigmas: float32 array [n + 1], the end of a schedule.
+        sigmas: float32 array [n + 1], the end of a schedule where it ends with 0, else the beginning.
         names, schedule: as of `find`.
     Returns:
         as `find`.
     """
-    ask = _or_none(schedule)
+    ask, count, is_end = _or_none(schedule), len(sigmas), sigmas[-1] == 0
     for name in names:
-        low, high = max(len(sigmas) - MOST_EXTRA_STEPS, 1), MOST_STEPS
+        low, high = max(count - MOST_EXTRA_STEPS, 1), MOST_STEPS
         while low <= high:
             steps = (low + high) // 2
             made = ask(name, steps)
-            if made is None or len(made) < len(sigmas) or made[-len(sigmas)] > sigmas[0]:
+            if made is None or len(made) < count:
                 low = steps + 1
-            elif np.array_equal(made[-len(sigmas) :], sigmas):
-                return name, steps, made, np.arange(len(made) - len(sigmas), len(made))
+                continue
+            index = np.arange(len(made) - count, len(made)) if is_end else np.arange(count)
+            part = made[index]
+            if np.array_equal(part, sigmas):
+                return name, steps, made, index
+            if part[0] > sigmas[0] if is_end else part[-1] < sigmas[-1]:
+                low = steps + 1
             else:
                 high = steps - 1
     return None

@@ -322,6 +322,18 @@ def test_flipped_sigmas_are_the_reverse_of_the_falling_ones(klein, run_node, cus
     assert torch.equal(flipped, before)
 
 
+@pytest.mark.parametrize("scheduler", ("simple", "karras", "beta"))
+def test_flipped_and_split_sigmas_are_the_reverse_of_the_falling_ones(klein, run_node, custom_run, scheduler):
+    sigmas = run_node("BasicScheduler", model=klein, scheduler=scheduler, steps=8, denoise=1.0)[0]
+    high, low = run_node("SplitSigmas", sigmas=sigmas, step=3)
+    split = run_node("SplitSigmas", sigmas=run_node("FlipSigmas", sigmas=sigmas)[0], step=5)
+    for part, flipped_first in zip((low, high), split):
+        falling = custom_run(part, add_noise=False)
+        for rising in (run_node("FlipSigmas", sigmas=part)[0], flipped_first):
+            assert torch.equal(custom_run(rising, add_noise=False), run_node("FlipSigmas", sigmas=falling)[0])
+            assert not torch.equal(falling, part)
+
+
 @pytest.mark.parametrize("denoise", [0.6, 1.0])
 def test_flipped_sigmas_of_klein_scheduler_stay(run_node, custom_run, ours, denoise):
     sigmas = run_node("FlipSigmas", sigmas=ours(steps=6, denoise=denoise))[0]

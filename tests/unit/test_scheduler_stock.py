@@ -55,10 +55,18 @@ def test_the_end_of_a_schedule_of_unknown_length(steps):
         return picky(name, steps)
 
     end = picky("", steps)[-3:]
-    name, found, made, index = stock.find_end(end, ("picky",), schedule)
+    name, found, made, index = stock.find_part(end, ("picky",), schedule)
     assert (name, found, index.tolist()) == ("picky", steps, [steps - 2, steps - 1, steps])
     assert np.array_equal(made[index], end) and len(asked) <= 10
-    assert stock.find_end(end * np.float32(0.9), ("picky",), picky) is None
+    assert stock.find_part(end * np.float32(0.9), ("picky",), picky) is None
+
+
+@pytest.mark.parametrize("steps", (3, 10, 30, 999))
+def test_the_beginning_of_a_schedule_of_unknown_length(steps):
+    beginning = picky("", steps)[:3]
+    name, found, made, index = stock.find_part(beginning, ("picky",), picky)
+    assert (name, found, index.tolist()) == ("picky", steps, [0, 1, 2])
+    assert np.array_equal(made[index], beginning)
 
 
 def test_a_single_sigma():
