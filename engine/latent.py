@@ -32,15 +32,18 @@ class _Flux2:
 def sampled(latent: dict[str, Any]) -> torch.Tensor:
     """What ComfyUI's samplers make of a latent before a run of FLUX.2: they adapt an empty one of another model.
 
+    One that does not say its scale, as nodes of other packs make it, gets the channels and keeps its cells.
+
     Args:
         latent: a LATENT of ComfyUI.
     Returns:
-        [B, 128, H/16, W/16] of a FLUX.2 latent, and of an empty image latent that says its scale; any other as given.
+        [B, 128, H/16, W/16] of a FLUX.2 latent, and of an empty image latent; any other as given.
     """
     samples = latent["samples"]
-    if latent.get(RATIO) is None or samples.ndim != 4 or samples.shape[1] == CHANNELS:
+    if samples.ndim != 4 or samples.shape[1] == CHANNELS:
         return samples
-    return comfy.sample.fix_empty_latent_channels(_Flux2, samples, latent[RATIO])
+    ratio = [] if latent.get(RATIO) is None else [latent[RATIO]]
+    return comfy.sample.fix_empty_latent_channels(_Flux2, samples, *ratio)
 
 
 def latent_tokens(shape: Sequence[int]) -> int:

@@ -120,6 +120,12 @@ class TestEmptyLatentsOfOtherModels:
         inputs = {**ksampler_inputs(192), "latent_image": latent}
         return run_node("KSampler", model=model, **inputs)[0]["samples"]
 
+    @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (2, 16, 64, 48), (1, 32, 10, 20)])
+    def test_one_that_does_not_say_its_scale(self, klein, run_node, shape):
+        """As empty latents of other packs."""
+        latent = {"samples": torch.zeros(shape)}
+        assert torch.equal(klein(latent=latent)[0], klein(latent={"samples": self.sampled(run_node, latent)})[0])
+
     def test_a_picture_is_not_adapted(self, klein, run_node):
         latent = run_node("EmptyLatentImage", width=512, height=512, batch_size=1)[0]
         latent["samples"] += 1.0
@@ -155,7 +161,7 @@ def test_more_steps_than_flux2_was_fitted_to(klein, caplog):
 )
 def test_the_latent_of_another_model(klein, shape, whose):
     with pytest.raises(ValueError, match=r"^Klein Scheduler: Expected `latent` to be a FLUX\.2 latent") as error:
-        klein(latent={"samples": torch.zeros(1).expand(shape)})
+        klein(latent={"samples": torch.ones(1).expand(shape)})
     assert f"but got {list(shape)}" in str(error.value) and whose in str(error.value)
 
 
