@@ -33,6 +33,8 @@ def parse_layers(name: str, text: str, count: int) -> tuple[int, ...]:
         if count
         else "empty, because this model has no such layers"
     )
+    if not isinstance(text, str):
+        raise expected(name, fits, text)
     layers = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", part)

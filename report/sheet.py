@@ -65,6 +65,8 @@ def sheet(
     """
     number("columns", columns, 1, MOST_COLUMNS)
     for name, text in (("title", title), *(("labels", label) for label in labels)):
+        if not isinstance(text, str):
+            raise expected(name, "a text", text)
         if len(text) > LONGEST_TEXT:
             raise expected(name, f"at most {LONGEST_TEXT} characters long", text)
     pictures, labels = one_each(images, labels)

@@ -20,6 +20,8 @@ def parse_values(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: the text has another form, a number is not finite, or there are too many.
     """
+    if not isinstance(text, str):
+        raise expected("values", f"numbers or ranges ({EXAMPLE})", text)
     values = []
     for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
         values += _range(part) if ":" in part else [float(_number(part))]

@@ -273,7 +273,7 @@ class TestLayers:
     def test_good(self, text, layers):
         assert parse_layers("single_layers", text, 20) == layers
 
-    @pytest.mark.parametrize("text", ("a", "-1", "3-1", "99", "20", "1;2", "1.5", "0-20", "1 2", "9" * 5000))
+    @pytest.mark.parametrize("text", ("a", "-1", "3-1", "99", "20", "1;2", "1.5", "0-20", "1 2", "9" * 5000, None, 0, [0]))
     def test_bad_says_what_is_valid(self, text):
         with pytest.raises(ValueError, match="^Expected `single_layers` to be layers of this model, 0 to 19 .*but got "):
             parse_layers("single_layers", text, 20)

@@ -75,6 +75,8 @@ def test_a_label_belongs_to_an_entry_or_to_a_picture(labels, wanted):
         (([picture(8, 8)], ["a", "b"]), "Expected `labels` to be no more than the 1 pictures, but got 2."),
         (([],), "Expected `images` to be one picture or more, but got 0."),
         (([picture(8, 8)], [], 0), "Expected `columns` to be a whole number between 1 and 64, but got 0."),
+        (([picture(8, 8)], [2.5]), "Expected `labels` to be a text, but got 2.5."),
+        (([picture(8, 8)], [], 4, None), "Expected `title` to be a text, but got None."),
         (([picture(8, 8)], ["x" * 1001]), "Expected `labels` to be at most 1000 characters long, but got 'xxx"),
         (([picture(8, 8)], [], 4, "x" * 1001), "Expected `title` to be at most 1000 characters long, but got 'xxx"),
     ],

@@ -53,6 +53,8 @@ def test_a_range_meets_its_end_whatever_floating_point_says(start, count, step):
             "'10:1:1'.",
         ),
         ("1:1e308:1e-308", "Expected `values` to be at most 256 numbers, but got '1:1e308:1e-308'."),
+        (2, "Expected `values` to be numbers or ranges (such as `1, 2.5, 4:10:2`), but got 2."),
+        (None, "Expected `values` to be numbers or ranges (such as `1, 2.5, 4:10:2`), but got None."),
         ("1:257", "Expected `values` to be at most 256 numbers, but got '1:257'."),
     ],
 )
