@@ -44,6 +44,8 @@ MARK = ".comfy_quant"
 QUANTISATION = "_quantization_metadata"
 LARGEST_MARK = 4096
 LONGEST_FORMAT = 40
+# What stands for the format where a mark cannot be read.
+UNREADABLE = "of a damaged mark"
 PICKLES = {
     b"PK": "a zip archive (a PyTorch pickle)",
     b"\x80\x02": "a pickle",
@@ -207,8 +209,7 @@ def _marked(tensors: dict[str, Tensor], read: Callable[[Tensor], bytes]) -> dict
         if alike not in found:
             mark = tensors[layer + MARK]
             found[alike] = _format(read(mark)) if mark.end - mark.begin <= LARGEST_MARK else None
-        if found[alike]:
-            formats[layer] = found[alike]
+        formats[layer] = found[alike] or UNREADABLE
     return formats
 
 

@@ -1,6 +1,7 @@
 """What a model file holds: told from the names, dtypes and shapes in its header."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -74,6 +75,7 @@ class Part:
     width: hidden size; of a VAE, its latent channels (before the 2×2 patching).
     layers: of a Klein, the blocks of each stack of its family; or (layers,).
     text_width: of a diffusion model, the width of the text that it takes; 0 where its format does not tell.
+    text_weights: how the layer that takes the text is stored, where its format is unknown.
     diffusers_keys: the keys are diffusers', not the original ones.
     distilled: whether its tensors say that it is; None: they do not tell.
     """
@@ -86,6 +88,7 @@ class Part:
     width: int = 0
     layers: tuple[int, ...] = ()
     text_width: int = 0
+    text_weights: str = ""
     diffusers_keys: bool = False
     distilled: bool | None = None
 
@@ -240,6 +243,13 @@ class Formats:
             return weight.shape[-1] if weight.dtype not in ("U8", "I8") else 0
         return weight.shape[-1] * (self.packs(form) or 0)
 
+    def unknown(self, tensors: dict[str, Tensor], layer: str) -> str:
+        """In words, the format of a linear layer whose width it does not tell; "" where it does."""
+        if self.columns(tensors, layer):
+            return ""
+        form, dtype = self.of(tensors, layer), tensors[layer + ".weight"].dtype
+        return self.called(form) if form else f"an unknown format of {DTYPES.get(dtype, dtype)}"
+
     def called(self, form: str) -> str:
         """A format as a user reads it."""
         return form if self.packs(form) else f"the unknown format {form}"
@@ -249,12 +259,13 @@ def _looks_like(tensors: dict[str, Tensor], layer: str) -> str | None:
     """The format of a layer in which integers are stored, by what lies beside its weight, in files that do not say it."""
     weight = tensors[layer + ".weight"]
     beside = {key.rpartition(".")[2] for key in tensors if key.startswith(layer + ".")} - BESIDE
+    scale = tensors.get(layer + ".weight_scale")
     if weight.dtype == "U8" and beside <= {"weight_scale", "weight_scale_2", "pre_quant_scale"}:
-        return "nvfp4"
+        return "nvfp4" if scale is None or scale.dtype in ("F8_E4M3", "U8") else None
     if weight.dtype == "I8" and "weight_s_rel" in beside:
         return "asym_w4a8_int8"
-    if weight.dtype == "I8" and beside <= {"weight_scale"}:
-        scale = tensors.get(layer + ".weight_scale")
+    # One scale for the weight, or for a row: with more of them, several numbers may lie in a byte.
+    if weight.dtype == "I8" and beside <= {"weight_scale"} and not (scale and math.prod(scale.shape[1:]) > 1):
         return "convrot_w4a4" if scale and len(scale.shape) == 1 else "int8_tensorwise"
     return None
 
@@ -291,6 +302,7 @@ def _of_family(tensors: dict[str, Tensor], formats: Formats, family: Family, pre
         next(other, family.name),
         prefix,
         width=image.shape[0],
+        text_weights=formats.unknown(tensors, place(family.text)),
         text_width=formats.columns(tensors, place(family.text)) or family.published_text_width((*layers, image.shape[0])),
         layers=layers,
         diffusers_keys=diffusers_keys,

@@ -62,10 +62,15 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             tensor = next((checkpoint.tensors[one] for one in names_of_it if one in checkpoint.tensors), None)
             if tensor is None and part.quantised and key.removesuffix(".weight").endswith(family.fused):
                 continue
+            layer = name.rpartition(".")[0]
+            if tensor is None and (stored := _stored_as(checkpoint, f"{part.prefix}{layer}.")):
+                raise _quantised_elsewhere(checkpoint, layer, stored)
             if tensor is None:
                 raise CheckpointError(f"{checkpoint.name} is damaged or cut down: it has no {name} ({checkpoint.files[0]}).")
             wanted = rows and rows * part.width // len(names)
             if wanted and tensor.shape[:1] != (wanted,):
+                if stored := _stored_as(checkpoint, f"{part.prefix}{name}."):
+                    raise _quantised_elsewhere(checkpoint, name, stored)
                 raise CheckpointError(
                     f"{checkpoint.name} is damaged: its {name} has the shape {list(tensor.shape)}, "
                     f"not {wanted} rows ({checkpoint.files[0]})."
@@ -78,6 +83,18 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             f"{checkpoint.name} has a tensor {unknown[:80]!r} that is not {family.name}'s: "
             f"a quantised diffusers model cannot be loaded ({checkpoint.files[0]})."
         )
+
+
+def _stored_as(checkpoint: Checkpoint, start: str) -> list[str]:
+    """What the tensors are called that begin so, without that beginning and without a bias."""
+    return sorted(key.removeprefix(start) for key in checkpoint.tensors if key.startswith(start) and not key.endswith(".bias"))
+
+
+def _quantised_elsewhere(checkpoint: Checkpoint, layer: str, stored: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.name} is quantised in a way that ComfyUI does not load ({layer} has {', '.join(stored)[:80]}): "
+        f"take a file that is made for ComfyUI ({checkpoint.files[0]})."
+    )
 
 
 def _check_depth(checkpoint: Checkpoint, family: Family) -> None:

@@ -11,6 +11,9 @@ from .klein import check_tensors
 from .qwen3 import check_layers
 from .variant import words_of
 
+# Of files that were left out: the likeliest to have fitted may have a name that does not say so.
+MOST_REASONS = 3
+
 
 def check_model(checkpoint: Checkpoint) -> Family:
     """Refuse what is not a whole Klein.
@@ -42,7 +45,7 @@ def check_model(checkpoint: Checkpoint) -> Family:
     if not part.text_width:
         raise CheckpointError(
             f"{checkpoint.name} cannot be loaded by this ComfyUI: its text input is stored in a quantisation that is unknown "
-            f"here ({part.weights}); update ComfyUI, or take another file."
+            f"here ({part.text_weights}); update ComfyUI, or take another file."
         )
     if part.text_width % family.states:
         raise CheckpointError(
@@ -196,7 +199,7 @@ def misfit(
     if checkpoint:
         given = f"{checkpoint.name} is {checkpoint.what(role)}{_reason(model, role, checkpoint)}"
     else:
-        given = "none is installed" + "".join(f" ({error})" for error in damaged[:1])
+        given = "none is installed" + ("; ".join(map(str, damaged[:MOST_REASONS])).join((" (", ")")) if damaged else "")
     if fitting:
         remedy = f"these fit: {', '.join(fitting)}"
     elif official:

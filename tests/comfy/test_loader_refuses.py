@@ -114,6 +114,11 @@ def test_reason_of_the_file_that_would_fit_comes_first(refused, installed):
     harmed.unlink()
     write(installed / "text_encoders/z.safetensors", qwen3(layers=20))
     assert "none is installed (z.safetensors has 20 layers" in refused()
+    # A header that cannot be read leaves only the name, and that need not say what the file was.
+    os.truncate(installed / "text_encoders/z.safetensors", 10**6)
+    for name in ("b_qwen_3_8b", "b_qwen_3_8b_fp4mixed"):
+        (installed / f"text_encoders/{name}.safetensors").unlink()
+    assert "; z.safetensors is truncated" in refused()
 
 
 def test_encoder_and_vae_that_do_not_fit_are_named_together(refused):

@@ -11,6 +11,7 @@ from kleinkit.checkpoint import header
 from kleinkit.checkpoint.families import FLUX2_KLEIN
 from kleinkit.checkpoint.header import CheckpointError, read_header
 from kleinkit.checkpoint.inspection import FLUX2_VAE, MODEL, QWEN3, QWEN3_VL, TEXT_ENCODER, VAE, inspect
+from kleinkit.checkpoint.pairing import check_model
 
 KLEIN = FLUX2_KLEIN.name
 NINE = dict(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288)
@@ -99,7 +100,7 @@ QUANTISED = "double_blocks.0.img_attn.qkv"
                 f"{QUANTISED}.weight": ("U8", (9216, 1536)),
                 f"{QUANTISED}.weight_scale": ("F8_E4M3", (9216, 192)),
                 f"{QUANTISED}.weight_scale_2": ("F32", ()),
-                f"{QUANTISED}.comfy_quant": ("U8", (20,)),
+                f"{QUANTISED}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8),
             },
             {},
             "nvfp4",
@@ -141,6 +142,62 @@ def test_integers_of_no_known_format(file):
     beside = {key.replace("weight", "new_scale"): ("F32", (1,)) for key in tensors if key.endswith("weight")}
     found = inspect(file(tensors | beside)).parts[MODEL]
     assert (found.weights, found.text_width) == ("an unknown format of int8", 0)
+
+
+def stored(weight, **beside):
+    """A Klein whose linear layers are stored in one way: `(dtype, columns of a weight → columns, or a shape)` each."""
+    tensors = klein()
+    for key, (_, (rows, *columns)) in klein().items():
+        if columns:
+            layer = key.removesuffix("weight")
+            tensors[key] = (weight[0], (rows, weight[1](*columns)))
+            tensors |= {layer + name: (dtype, shape(rows, *columns)) for name, (dtype, shape) in beside.items()}
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        stored(("U8", lambda columns: columns), weight_scale=("F32", lambda rows, columns: (rows, 1))),
+        stored(("U8", lambda columns: columns // 2), weight_scale=("F8_E8M0", lambda rows, columns: (rows, columns // 32))),
+        stored(("I8", lambda columns: columns // 2), weight_scale=("F32", lambda rows, columns: (rows, columns // 64))),
+    ],
+    ids=("bytes with a scale a row", "four bits with scales of eight", "four bits with a scale a group"),
+)
+def test_integers_beside_scales_of_no_known_format(file, tensors):
+    found = inspect(file(tensors))
+    assert found.parts[MODEL].weights.startswith("an unknown format of") and found.parts[MODEL].text_width == 0
+    with pytest.raises(CheckpointError, match=r"a quantisation that is unknown here \(an unknown format of"):
+        check_model(found)
+
+
+def test_the_text_input_alone_in_an_unknown_format(file):
+    layers = {"img_in": {"format": "float8_e4m3fn"}, "txt_in": {"format": "w2_new"}}
+    found = inspect(file(klein(), metadata={"_quantization_metadata": json.dumps({"layers": layers})}))
+    with pytest.raises(CheckpointError, match=r"unknown here \(the unknown format w2_new\)"):
+        check_model(found)
+
+
+@pytest.mark.parametrize("text", (b"{", b'{"format": 5}', b"{}"))
+def test_a_mark_that_cannot_be_read_is_no_format(file, text):
+    mark = {"txt_in.weight": ("I8", (3072, 3840)), "txt_in.comfy_quant": torch.tensor(list(text), dtype=torch.uint8)}
+    part = inspect(file(klein() | mark)).parts[MODEL]
+    assert (part.weights, part.text_width) == ("the unknown format of a damaged mark", 0)
+
+
+@pytest.mark.parametrize(
+    "layer, stored_as",
+    [
+        # Nunchaku's and bitsandbytes' ways.
+        (QUANTISED, {".qweight": ("I8", (9216, 1536)), ".wscales": ("BF16", (48, 9216))}),
+        ("txt_in", {".weight": ("U8", (11796480, 1)), ".weight.absmax": ("U8", (9216,)), ".weight.quant_map": ("F32", (16,))}),
+    ],
+)
+def test_what_another_engine_quantised_is_not_called_damaged(file, layer, stored_as):
+    tensors = {key: entry for key, entry in klein().items() if key != f"{layer}.weight"}
+    with pytest.raises(CheckpointError, match="is quantised in a way that ComfyUI does not load") as error:
+        check_model(inspect(file(tensors | {layer + name: entry for name, entry in stored_as.items()})))
+    assert layer in str(error.value) and "take a file that is made for ComfyUI" in str(error.value)
 
 
 def test_old_scaled_fp8(file):
