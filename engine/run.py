@@ -38,6 +38,7 @@ class Run:
         sigmas: of the run.
         rules: of the model.
         sampler: name of the sampler's function, "" where it has none.
+        comfyui_s: whether that function is ComfyUI's own, with no other pack's around it.
         hooks: how many post-CFG functions there are before the sampler adds its own.
         flow_map: whether the model is one, and so asks where each step goes.
         follows_from: the step from which on every model call is at its step's sigma; see `follows_from` of `samplers`.
@@ -69,6 +70,7 @@ class Run:
     sigmas: list[float]
     rules: tuple[Rule, ...]
     sampler: str
+    comfyui_s: bool
     hooks: int
     flow_map: bool = False
     follows_from: float = math.inf
@@ -165,11 +167,13 @@ class Run:
 
     def enter(self, sigma: float) -> int:
         """The step of a model call; what was observed and ran in earlier steps counts from here on."""
-        counted = None
+        counted, over = None, 0
         if self.sampler not in OWN_SIGMAS:
             first = self.done + 1 if self.done < 0 or self.calls >= self.between - 1 else self.done
             counted = first, self.done + 1
-        index = step_index(sigma, self.sigmas, self.index, counted)
+            # ComfyUI's own samplers may come to a step's sigma once more after they said that it is done (sa_solver_pece).
+            over = self.done if self.comfyui_s else first
+        index = step_index(sigma, self.sigmas, self.index, counted, over)
         # Some samplers go back to a step after the next one (heunpp2): it stays as it was.
         self.observed, self.known = self.entered.setdefault(index, (dict(self.seen), self.latest))
         self.calls += 1

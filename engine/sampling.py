@@ -26,7 +26,7 @@ from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
 from .family import is_flow_map
 from .run import LATENT, RESULT, RUN, Run, all_finite, at_sigma, run_of, titles
-from .samplers import follows_from
+from .samplers import follows_from, is_comfyui_s
 from .watch import PROBES, Probe, Watch
 
 RULES = "kleinkit_rules"
@@ -103,9 +103,10 @@ def sample(
     options = extra_args["model_options"]
     rules = options.get(RULES, ())
     sampler = executor.class_obj
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    function = getattr(sampler, "sampler_function", None)
+    name, own = getattr(function, "__name__", ""), is_comfyui_s(function)
     hooks, of_flow_map = len(options["sampler_post_cfg_function"]), is_flow_map(guider.model_patcher.model)
-    run = Run(sigmas.float().tolist(), rules, name, hooks, of_flow_map, follows_from(executor, guider))
+    run = Run(sigmas.float().tolist(), rules, name, own, hooks, of_flow_map, follows_from(executor, guider))
     all_as(guider.model_patcher)
     for warning in before_run(rules, guider, options, run.sigmas):
         run.warn(warning)

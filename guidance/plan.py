@@ -13,20 +13,26 @@ TOLERANCE = 1e-6
 
 
 def step_index(
-    sigma: float, sigmas: Sequence[float], previous: int | None = None, counted: tuple[int, int] | None = None
+    sigma: float,
+    sigmas: Sequence[float],
+    previous: int | None = None,
+    counted: tuple[int, int] | None = None,
+    over: int = 0,
 ) -> int:
     """The step of a run that a model call belongs to.
 
     A call at a step's own sigma is that step's; a call between two sigmas belongs to the step that leads from one to the
     other, down or up. Where several steps fit, the first that is not before `previous` counts, and of equal neighbours
     each call is the next. A sampler's second call at the sigma of the next step (heun) counts as the next step's.
-    Where sigma is no step's own, it may have been altered: then the sampler's own count decides.
+    Where sigma is no step's own, or that of a step which is over, it may have been altered: then the sampler's own count
+    decides.
 
     Args:
         sigma: of the call.
         sigmas: of the run, n + 1 of them.
         previous: step of the call before, or None.
         counted: the first and the last step that the sampler's own count allows, or None where it does not count.
+        over: how many steps are surely over.
     Returns:
         The index, 0 to n − 1.
     """
@@ -36,6 +42,9 @@ def step_index(
     # Many sigmas lie closer together than a sampler's own arithmetic is exact: no tolerance where one is met exactly.
     if distance[nearest] <= TOLERANCE * abs(sigma):
         fitting = np.flatnonzero(starts == starts[nearest])
+        # One of a step that is over has been altered, such as by a limit of 1.
+        if counted and fitting[-1] < over:
+            return min(counted[1], len(starts) - 1)
     else:
         fitting = np.flatnonzero((np.minimum(starts, ends) < sigma) & (sigma < np.maximum(starts, ends)))
         if counted:

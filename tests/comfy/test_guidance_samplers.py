@@ -177,6 +177,19 @@ def test_a_sampler_that_alters_the_model_s_sigma(klein, run_node, amount):
     assert [index for _, index, _ in calls] == list(range(STEPS))
 
 
+def test_a_sampler_that_raises_the_model_s_sigma_up_to_the_first(klein, run_node):
+    from comfy.k_diffusion.sampling import sample_euler
+
+    def raising(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def raised(x, sigma, **kwargs):
+            return model(x, (sigma * 1.3).clamp(max=1.0), **kwargs)
+
+        return sample_euler(Passing(model, raised), x, sigmas, extra_args, callback, disable)
+
+    calls = calls_of(with_nodes(run_node, klein, CONSTANT), sampled_by(raising), SIGMAS)
+    assert [index for _, index, _ in calls] == list(range(STEPS))
+
+
 @pytest.mark.parametrize("churn", (0.5, 3.0))
 @pytest.mark.parametrize("sampler, between", (("euler", 1), ("heun", 2), ("dpm_2", 2)))
 def test_a_sampler_that_churns(klein, run_node, sampler, between, churn):
