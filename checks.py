@@ -114,6 +114,14 @@ def names_itself(node: type[Any]) -> type[Any]:
     return node
 
 
+def brought(name: str, value: Any) -> dict[str, Any]:
+    """What a DynamicCombo hands over: its choice by its own name, and the inputs that the choice brings.
+
+    Through a link comes the choice alone; what it would bring has its defaults.
+    """
+    return dict(value) if isinstance(value, dict) else {name: value}
+
+
 def no_choice(name: str, choices: Iterable[str]) -> str:
     """What `validate_inputs` answers when a DynamicCombo is missing in its arguments.
 

@@ -5,7 +5,7 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..checks import names_itself, no_choice
+from ..checks import brought, names_itself, no_choice
 from ..engine.base_pass import with_base, with_other, without_other
 from ..engine.both_texts import check_model
 from ..engine.extra_pass import block_counts
@@ -139,13 +139,13 @@ class KleinKitCFG(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: Any = None, schedule: Any = None) -> bool | str:
-        # `model` is named because ComfyUI reports an answer only at inputs that arrive.
-        return True if schedule else no_choice("schedule", SCHEDULES)
+    def validate_inputs(cls, model: Any = None, schedule: Any = False) -> bool | str:
+        # `model` is named because ComfyUI reports an answer only at inputs that arrive; a linked `schedule` arrives as None.
+        return no_choice("schedule", SCHEDULES) if schedule is False else True
 
     @classmethod
     def execute(cls, model: ModelPatcher, schedule: dict, unguided: str) -> io.NodeOutput:
-        inputs = dict(schedule)
+        inputs = brought("schedule", schedule)
         return io.NodeOutput(with_rule(model, CFG(choose_schedule(inputs.pop("schedule"), **inputs), unguided)))
 
 

@@ -6,7 +6,7 @@ import torch
 from comfy.sd import VAE
 from comfy_api.latest import io
 
-from ..checks import names_itself, no_choice, sentence
+from ..checks import brought, names_itself, no_choice, sentence
 from ..engine.references import empty, encoded, inpainting, pictures_of, referring
 from ..pictures.reference import GRID, LATENTS, MOST, SIZES, Choices, check_finite, given_size, most_pixels
 
@@ -97,13 +97,14 @@ class KleinKitReferences(io.ComfyNode):
         cls,
         vae: Any = None,
         images: dict[str, Any] | None = None,
-        size: dict[str, Any] | None = None,
-        latent_from: dict[str, Any] | None = None,
+        size: Any = False,
+        latent_from: Any = False,
     ) -> bool | str:
         # ComfyUI hands over each input that grows or brings others. It reports an answer only at inputs that arrive: `vae`.
-        if not size:
+        # One that is linked arrives as None.
+        if size is False:
             return no_choice("size", SIZES)
-        return True if latent_from else no_choice("latent_from", LATENTS)
+        return no_choice("latent_from", LATENTS) if latent_from is False else True
 
     @classmethod
     def execute(
@@ -119,7 +120,7 @@ class KleinKitReferences(io.ComfyNode):
     ) -> io.NodeOutput:
         if unknown:
             raise ValueError(sentence("images", f"{IMAGES[0]} to {IMAGES[-1]}", f"got {', '.join(unknown)}"))
-        size, latent_from = dict(size), dict(latent_from)
+        size, latent_from = brought("size", size), brought("latent_from", latent_from)
         most, given = most_pixels(size.pop("size"), size), given_size(latent_from.pop("latent_from"), latent_from)
         if mask is not None:
             if given:

@@ -12,7 +12,7 @@ from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow, ModelSampling
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..checks import expected, names_itself, no_choice, sentence
+from ..checks import brought, expected, names_itself, no_choice, sentence
 from ..engine.family import family_of_model
 from ..engine.latent import latent_tokens, sampled
 from ..engine.run_shift import RunShift, own_sampling, shift_run, with_run_shift
@@ -77,7 +77,7 @@ def chosen_shift(shift: dict[str, Any], model: ModelPatcher | None = None) -> Sh
     Raises:
         ValueError: a value does not fit, or `auto` does not know the model.
     """
-    inputs = dict(shift)
+    inputs = brought("shift", shift)
     choice = inputs.pop("shift")
     if choice != AUTO or model is None:
         return choose_shift(shift_of(choice), **inputs)
@@ -149,10 +149,10 @@ class KleinKitScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, terminal: float | None = None, shift: dict[str, Any] | None = None) -> bool | str:
+    def validate_inputs(cls, terminal: float | None = None, shift: Any = False) -> bool | str:
         # ComfyUI checks what is not named here, and repeats an answer at all that is named and arrives. A `shift` that is
-        # not in the list does not arrive: so one more is named.
-        return True if shift else no_choice("shift", SHIFT_CHOICES)
+        # not in the list does not arrive: so one more is named. One that is linked arrives as None.
+        return no_choice("shift", SHIFT_CHOICES) if shift is False else True
 
     @classmethod
     def execute(
@@ -201,9 +201,9 @@ class KleinKitDynamicShift(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: Any = None, shift: dict[str, Any] | None = None) -> bool | str:
-        # `model` is named because ComfyUI reports an answer only at inputs that arrive.
-        return True if shift else no_choice("shift", DYNAMIC_CHOICES)
+    def validate_inputs(cls, model: Any = None, shift: Any = False) -> bool | str:
+        # `model` is named because ComfyUI reports an answer only at inputs that arrive; a linked `shift` arrives as None.
+        return no_choice("shift", DYNAMIC_CHOICES) if shift is False else True
 
     @classmethod
     def execute(cls, model: ModelPatcher, shift: dict[str, Any]) -> io.NodeOutput:

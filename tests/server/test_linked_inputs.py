@@ -115,6 +115,45 @@ def test_every_widget_is_a_link(server, infos, node):
         assert outcome.error is None, (list(widgets), api.sentences(outcome.error))
 
 
+DYNAMIC = ("KleinKitScheduler", "KleinKitDynamicShift", "KleinKitCFG", "KleinKitReferences")
+
+
+def dynamic_names(info):
+    specs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    return {name for name, spec in specs.items() if kind_of(spec) == "COMFY_DYNAMICCOMBO_V3"}
+
+
+def test_every_node_with_a_dynamic_list_is_here(infos):
+    assert {name for name, info in infos.items() if dynamic_names(info)} == set(DYNAMIC)
+
+
+@pytest.mark.parametrize("node", DYNAMIC)
+def test_a_dynamic_list_is_a_link(server, infos, node):
+    """What its choice brings has its defaults: through the link comes the choice alone."""
+    names = dynamic_names(infos[node])
+    for _, prompt in cases(infos[node]):
+        wanted = api.queue(server, prompt)
+        inputs = prompt["node"]["inputs"]
+        for name in names:
+            more, inputs[name] = linked(name, "COMBO", inputs[name])
+            prompt |= more
+            for brought in [key for key in inputs if key.startswith(f"{name}.") and not key.startswith("images.")]:
+                del inputs[brought]
+        outcome = api.queue(server, prompt)
+        assert outcome.error is None, api.sentences(outcome.error)
+        if node == "KleinKitScheduler":
+            assert outcome.outputs["show"] == wanted.outputs["show"]
+
+
+def test_a_linked_choice_that_is_not_in_the_list(server):
+    nodes, link = linked("shift", "COMBO", "absent")
+    numbers = dict(steps=4, width=64, height=64, denoise=1.0, denoise_mode="ksampler", spacing="uniform", terminal=0.0)
+    nodes["node"] = {"class_type": "KleinKitScheduler", "inputs": numbers | {"shift": link}}
+    nodes["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["node", 1]}}
+    [sentence] = api.sentences(api.queue(server, nodes).error)
+    assert sentence.startswith("KleinKitScheduler: Expected `shift` to be one of flux2, ") and "'absent'" in sentence
+
+
 @pytest.mark.parametrize("name", ["diffusion_model", "text_encoder", "vae"])
 def test_a_linked_name_that_is_not_there(server, name):
     nodes, link = linked("name", "COMBO", "absent.safetensors")
