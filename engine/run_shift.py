@@ -182,7 +182,7 @@ def made_with(sampling: RunShift, schedule: np.ndarray, last: int, flipped: bool
 
     Args:
         schedule, last: as of `stock.find`.
-        flipped: whether the schedule may be only the beginning or the end of a longer one.
+        flipped: whether the schedule may be only a part of a longer one.
     Returns:
         `(sampling, what stock.find returns)`, or None.
     """

@@ -10,6 +10,8 @@ MOST_STEPS = 1000
 # ddim_uniform may make a step or two more than asked for, and beta makes fewer when there are hundreds.
 MOST_EXTRA_STEPS = 2
 MOST_TRIES = 20
+# How far from the length that a search comes to the right one may be.
+NEAR = 3
 
 Found = tuple[str, int, np.ndarray, np.ndarray]
 Scheduler = Callable[[str, int], np.ndarray]
@@ -46,35 +48,49 @@ def find(sigmas: np.ndarray, last: int, names: Iterable[str], schedule: Schedule
 
 
 def find_part(sigmas: np.ndarray, names: Iterable[str], schedule: Scheduler) -> Found | None:
-    """Find the scheduler that makes a schedule of unknown length with the given end, or the given beginning: FlipSigmas
-    copies what it flips.
+    """Find the scheduler that makes a schedule of unknown length with the given part: FlipSigmas copies what it flips.
 
-    The longer a schedule is, the lower are its last sigmas, and the higher its first. So a few schedules lead to the one.
+    The longer a schedule is, the less it falls in as many steps from the same sigma. So a few schedules lead to the one.
 
     Args:
-        sigmas: float32 array [n + 1], the end of a schedule where it ends with 0, else the beginning.
+        sigmas: float32 array [n + 1], falling, n ≥ 1.
         names, schedule: as of `find`.
     Returns:
         as `find`.
     """
-    ask, count, is_end = _or_none(schedule), len(sigmas), sigmas[-1] == 0
+    ask, count = cache(_or_none(schedule)), len(sigmas)
     for name in names:
         low, high = max(count - MOST_EXTRA_STEPS, 1), MOST_STEPS
         while low <= high:
             steps = (low + high) // 2
             made = ask(name, steps)
-            if made is None or len(made) < count:
-                low = steps + 1
-                continue
-            index = np.arange(len(made) - count, len(made)) if is_end else np.arange(count)
-            part = made[index]
-            if np.array_equal(part, sigmas):
+            if made is not None and (index := _places(made, sigmas)) is not None:
                 return name, steps, made, index
-            if part[0] > sigmas[0] if is_end else part[-1] < sigmas[-1]:
+            if made is None or _falls_faster(made, sigmas):
                 low = steps + 1
             else:
                 high = steps - 1
+        # Between two steps a schedule is no straight line: the one may be a neighbour.
+        for steps in range(max(low - NEAR, 1), low + NEAR + 1):
+            made = ask(name, steps)
+            if made is not None and (index := _places(made, sigmas)) is not None:
+                return name, steps, made, index
     return None
+
+
+def _places(made: np.ndarray, sigmas: np.ndarray) -> np.ndarray | None:
+    """The places of a part in a schedule, or None if it is not one."""
+    for first in np.flatnonzero(made == sigmas[0]):
+        if np.array_equal(made[first : first + len(sigmas)], sigmas):
+            return np.arange(first, first + len(sigmas))
+    return None
+
+
+def _falls_faster(made: np.ndarray, sigmas: np.ndarray) -> bool:
+    """Whether a schedule comes further down than a part does, in as many steps from the same sigma."""
+    places = np.arange(len(made))
+    last = np.interp(-sigmas[0], -made, places) + len(sigmas) - 1
+    return bool(last > len(made) - 1 or np.interp(last, places, made) < sigmas[-1])
 
 
 def _or_none(schedule: Scheduler) -> Callable[[str, int], np.ndarray | None]:

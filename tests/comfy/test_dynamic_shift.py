@@ -322,9 +322,10 @@ def test_flipped_sigmas_are_the_reverse_of_the_falling_ones(klein, run_node, cus
     assert torch.equal(flipped, before)
 
 
+@pytest.mark.parametrize("denoise", [0.6, 1.0])
 @pytest.mark.parametrize("scheduler", ("simple", "karras", "beta"))
-def test_flipped_and_split_sigmas_are_the_reverse_of_the_falling_ones(klein, run_node, custom_run, scheduler):
-    sigmas = run_node("BasicScheduler", model=klein, scheduler=scheduler, steps=8, denoise=1.0)[0]
+def test_flipped_and_split_sigmas_are_the_reverse_of_the_falling_ones(klein, run_node, custom_run, scheduler, denoise):
+    sigmas = run_node("BasicScheduler", model=klein, scheduler=scheduler, steps=8, denoise=denoise)[0]
     high, low = run_node("SplitSigmas", sigmas=sigmas, step=3)
     split = run_node("SplitSigmas", sigmas=run_node("FlipSigmas", sigmas=sigmas)[0], step=5)
     for part, flipped_first in zip((low, high), split):
