@@ -188,7 +188,7 @@ def test_a_guider_of_another_pack_that_has_names_of_its_own_for_its_prompts(klei
     from comfy.samplers import CFGGuider, sampling_function
 
     class Named(CFGGuider):
-        def predict_noise(self, x, timestep, model_options={}, seed=None):
+        def predict_noise(self, x, timestep, model_options, seed=None):
             prompts = self.conds["without"], self.conds["with"]
             return sampling_function(self.inner_model, x, timestep, *prompts, self.cfg, model_options=model_options, seed=seed)
 
