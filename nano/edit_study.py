@@ -54,7 +54,7 @@ REUSE = klein_cfg("reuse", "diminishing", cutoff=0.3), ("KleinKitAdaptiveGuidanc
 # The first row of each is that with which the others are compared.
 TABLES = {
     "cfg": {
-        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (4, 1, 1.5, 2, 3, 6)},
+        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1.5, 4, 1, 3, 6)},
         "distilled, 4 steps, cfg 1": Row(cfg=1, role="distilled", steps=4),
     },
     "image_cfg": {
@@ -205,7 +205,7 @@ def run(tables, load, text_encoder, count):
                     models[row.role] = load(row.role)
                 found, passes = outcome_of(bench, row, models[row.role])
                 first = found if first is None else first
-                result = compare(found, first) | {"passes": passes, "edits": count}
+                result = compare(found, first) | {"passes": passes, "edits": count, "weights": digest(row.role)}
                 write(RESULTS, name, {title: result})
                 progress.update()
                 progress.write(

@@ -299,6 +299,11 @@ def verdict(found):
     return "no" if points[2] < -POINTS or ratio[1] > RATIO else "open"
 
 
+def is_of(found, role):
+    """Whether a result is of the weights that a model has today."""
+    return found["weights"] == digest(role)
+
+
 def results_of(name):
     """What a file of results holds: `{"prompts × seeds": {row: result}}`, of edits `{table: {row: result}}`."""
     path = RESULTS / f"{name}.json"
@@ -318,7 +323,8 @@ def run(name, model_of, text_encoder, prompts, seeds, rows=()):
     table, results = TABLES[name], results_of(name)
     against, wanted = next(iter(table.rows)), tuple(rows or table.rows)
     runner = Runner(table, model_of(table.role), text_encoder, prompts, seeds)
-    known = results.setdefault(f"{prompts} × {seeds}", {})
+    found_before = results.get(f"{prompts} × {seeds}", {})
+    known = {row: found for row, found in found_before.items() if is_of(found, table.role)}
     rows = [row for row in dict.fromkeys((against, *wanted)) if row not in known or row == against]
     todo = sum(len(runner.scenes[start : start + BLOCK]) for row in rows for _, start in runner.missing(row))
     with tqdm(total=todo, unit="picture") as progress:
@@ -326,7 +332,12 @@ def run(name, model_of, text_encoder, prompts, seeds, rows=()):
             runner.draw(row, progress)
             cells, passes = runner.drawn(row)
             found = compare(cells, runner.drawn(against)[0], runner.true(), runner.scenes)
-            known[row] = found | {"passes": passes, "nodes": table.rows[row].nodes, "cfg": table.rows[row].cfg}
+            known[row] = found | {
+                "passes": passes,
+                "nodes": table.rows[row].nodes,
+                "cfg": table.rows[row].cfg,
+                "weights": digest(table.role),
+            }
             write(name, f"{prompts} × {seeds}", known)
             progress.write(
                 f"{row}: {100 * found['right']:.1f}% right ({found['points'][0]:+.2f} points, {found['points'][1]:+.2f} to "

@@ -1,6 +1,7 @@
 """What `study` measured, as tables in the README files and as plots."""
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def publish(results, count):
     for path in (ROOT / "nano" / "README.md", ROOT / "README.md"):
         path.write_text(filled(path.read_text("utf-8"), tables), "utf-8")
     plot(results).savefig(ROOT / "assets" / "nano-study.png", dpi=110, metadata={"Software": None})
+
+
+def publish_losses():
+    """Draw the losses of the stages that were trained here."""
     losses().savefig(ROOT / "nano" / "loss.png", dpi=90, metadata={"Software": None})
 
 
@@ -42,16 +47,21 @@ def paired_table(name):
         prompts, seeds = map(int, key.split(" × "))
         return prompts * seeds
 
-    rows = []
-    # A row of more pictures takes the place of its screening.
-    best = {row: key for key in sorted(results, key=size) for row in results[key]}
+    rows, role = [], paired.TABLES[name].role
+
+    def worth(key, row):
+        return paired.is_of(results[key][row], role), size(key)
+
     for row in paired.TABLES[name].rows:
-        if row in best:
-            found = results[best[row]][row]
+        keys = [key for key in results if row in results[key]]
+        if keys:
+            # A row of more pictures takes the place of its screening, and one of today's weights that of earlier ones.
+            best = max(keys, key=lambda key, row=row: worth(key, row))
+            found = results[best][row]
             rows.append(
                 (
-                    row,
-                    best[row],
+                    named(row, found, role),
+                    best,
                     f"{100 * found['right']:.1f}",
                     "{:+.1f} ({:+.1f} to {:+.1f})".format(*found["points"]),
                     "{:.3f} ({:.3f} to {:.3f})".format(*found["ratio"]),
@@ -60,6 +70,11 @@ def paired_table(name):
                 )
             )
     return table(rows, "", "prompts × seeds", "right, %", "points", "distance, ratio", "passes", "as good")
+
+
+def named(row, found, role):
+    """A row's name in a table; it says where a result is of weights that nano had before."""
+    return row if paired.is_of(found, role) else f"{row} (earlier weights)"
 
 
 def publish_edits():
@@ -106,13 +121,13 @@ def edit_table(name, results):
 
     rows = [
         (
-            row,
+            named(row, found, settings.role),
             f"{found['edits']}",
             *(part for kind in ("asked", "kept") for part in (f"{100 * found[kind]:.1f}", beside(found[f"{kind}_points"]))),
             f"{found['pixels']:.4f}",
             f"{found['passes']:.4g}",
         )
-        for row in edit_study.TABLES[name]
+        for row, settings in edit_study.TABLES[name].items()
         if (found := results.get(row))
     ]
     return table(rows, "", "edits", "asked, %", "points", "kept, %", "points", "pixels", "passes")
@@ -211,12 +226,12 @@ def plot(results):
 
 def losses():
     """A figure of the loss over the steps of each stage, in the order in which they are trained."""
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    stages = [*STAGES, "distilled"]
-    for axes, stage in zip(figure.subplots(2, 3).flat, stages, strict=True):
-        with (STATE / f"{stage}.csv").open(newline="") as stream:
+    logs = [path for stage in (*STAGES, "distilled") if (path := STATE / f"{stage}.csv").exists()]
+    figure = Figure(figsize=(9, 2.3 * math.ceil(len(logs) / 3)), layout="constrained")
+    for axes, log in zip(figure.subplots(math.ceil(len(logs) / 3), 3, squeeze=False).flat, logs, strict=False):
+        with log.open(newline="") as stream:
             steps, loss = zip(*((int(row[0]), float(row[1])) for row in csv.reader(stream)), strict=True)
         axes.plot(steps, loss)
-        axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
+        axes.set(title=log.stem, xlabel="step", ylabel="loss", yscale="log")
         axes.grid(alpha=0.3)
     return figure

@@ -13,10 +13,10 @@ import torch
 
 from ..harness.inside import enter
 from . import edit_study, metrics, paired, world
-from .build import build
+from .build import build, digest
 from .in_comfyui import sampled
 from .prompts import encode
-from .publish import publish, publish_edits, publish_paired
+from .publish import publish, publish_edits, publish_losses, publish_paired
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of, train
 
 SEED = 0
@@ -136,6 +136,14 @@ def installed():
     return load, files["text_encoder"]
 
 
+def same(done, bench, model, sigmas, cfg):
+    """What was found with the same setting in another table; None if nothing was."""
+    for a_bench, a_model, a_cfg, values, found in done:
+        if a_bench is bench and a_model is model and a_cfg == cfg and torch.equal(values, sigmas):
+            return found
+    return None
+
+
 def study(count):
     """Measure every setting, and keep each result at once: a second call goes on where the first was stopped.
 
@@ -144,13 +152,17 @@ def study(count):
     """
     load, text_encoder = installed()
     benches = {number: prepare(number, text_encoder) for number in {count, HEADLINE_PROMPTS}}
-    path = STATE / f"study-{count}.json"
+    path = STATE / f"study-{count}-{digest('base')[:8]}-{digest('distilled')[:8]}.json"
     results = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    done = []
     for table, row, model, sigmas, cfg in settings(load):
-        if row in results.setdefault(table, {}):
-            continue
         bench = benches[HEADLINE_PROMPTS if table == "headline" else count]
-        results[table][row] = found = measure(bench, model, sigmas, cfg)
+        known = results.setdefault(table, {}).get(row)
+        found = known or same(done, bench, model, sigmas, cfg) or measure(bench, model, sigmas, cfg)
+        done.append((bench, model, cfg, sigmas, found))
+        if known:
+            continue
+        results[table][row] = found
         path.write_text(json.dumps(results, indent=1), "utf-8")
         print(
             f"{table}: {row}: {100 * found['all']:.1f}% right, distance {found['distance']:.4f}, "
@@ -172,6 +184,7 @@ def main(arguments):
     enter(STATE)
     if options.train:
         train()
+        publish_losses()
     if options.study and options.table == "edits":
         load, text_encoder = installed()
         count = min(options.prompts or edit_study.COUNT, edit_study.COUNT)

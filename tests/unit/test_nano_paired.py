@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kleinkit.nano import metrics, paired, world
+from kleinkit.nano import build, metrics, paired, publish, world
 
 PROMPTS, SEEDS = 64, 2
 
@@ -83,3 +83,23 @@ def test_more_prompts_begin_with_the_same_ones():
 def test_every_table_s_rows_differ():
     for table in paired.TABLES.values():
         assert len({repr(row) for row in table.rows.values()}) == len(table.rows)
+
+
+@pytest.fixture
+def result(drawn, true, scenes):
+    return paired.compare(drawn, drawn, true, scenes) | {"passes": 40.0}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown"),
+    [
+        ({"64 × 1": "today", "512 × 3": "earlier"}, "| CFG | 64 × 1 |"),
+        ({"64 × 1": "today", "256 × 1": "today"}, "| CFG | 256 × 1 |"),
+        ({"64 × 1": "earlier", "256 × 1": "earlier"}, "| CFG (earlier weights) | 256 × 1 |"),
+    ],
+)
+def test_a_table_shows_todays_weights_or_says_that_they_are_not(sizes, shown, result, monkeypatch):
+    weights = {"today": build.digest("base"), "earlier": "another"}
+    results = {size: {"CFG": result | {"weights": weights[of]}} for size, of in sizes.items()}
+    monkeypatch.setattr(paired, "results_of", lambda name: results)
+    assert shown in publish.paired_table("guiders")
