@@ -55,6 +55,7 @@ REUSE = klein_cfg("reuse", "diminishing", cutoff=0.3), ("KleinKitAdaptiveGuidanc
 TABLES = {
     "cfg": {
         **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1.5, 4, 1, 3, 6)},
+        "base, 10 steps, cfg 2": Row(steps=10),
         "distilled, 4 steps, cfg 1": Row(cfg=1, role="distilled", steps=4),
     },
     "image_cfg": {

@@ -92,7 +92,7 @@ def plot_edits(known):
     """A figure: what edits do and keep over cfg, and over the picture's own scale at each cfg."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     over_cfg, *over_scale = figure.subplots(1, 3, sharey=True)
-    plain = {float(row.split("cfg ")[1]): found for row, found in known["cfg"].items() if row.startswith("base")}
+    plain = {float(row.split("cfg ")[1]): found for row, found in known["cfg"].items() if row.startswith("base, cfg")}
     for name in ("asked", "kept"):
         cfgs = sorted(plain)
         over_cfg.plot(cfgs, [100 * plain[cfg][name] for cfg in cfgs], "o-", label=name)
@@ -227,8 +227,12 @@ def plot(results):
 def losses():
     """A figure of the loss over the steps of each stage, in the order in which they are trained."""
     logs = [path for stage in (*STAGES, "distilled") if (path := STATE / f"{stage}.csv").exists()]
-    figure = Figure(figsize=(9, 2.3 * math.ceil(len(logs) / 3)), layout="constrained")
-    for axes, log in zip(figure.subplots(math.ceil(len(logs) / 3), 3, squeeze=False).flat, logs, strict=False):
+    rows = math.ceil(len(logs) / 4)
+    figure = Figure(figsize=(9, 2.3 * rows), layout="constrained")
+    places = figure.subplots(rows, 4, squeeze=False).ravel()
+    for axes in places[len(logs) :]:
+        axes.set_axis_off()
+    for axes, log in zip(places, logs, strict=False):
         with log.open(newline="") as stream:
             steps, loss = zip(*((int(row[0]), float(row[1])) for row in csv.reader(stream)), strict=True)
         axes.plot(steps, loss)

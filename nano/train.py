@@ -374,6 +374,7 @@ def distill_loss(model, table, step, options, data, teacher):
 MIXED = {"shares": (0.6, 0.3, 0.1), "batch": (32, 16, 8), "pads": 4, "kinds": edits.KINDS[: edits.PAIR]}
 # New shapes are the hardest to learn, then shapes at new places.
 HARD = {**MIXED, "kinds": (*edits.KINDS[: edits.PAIR], "shape", "shape", "place")}
+HARDER = {**MIXED, "kinds": (*edits.KINDS[: edits.PAIR], *["shape"] * 4, "place")}
 # Of the sigmas: the logistic function of a normal variable (mean, standard deviation). The first is for colours and places,
 # which are decided in much noise; the second for shapes.
 EARLY, LATE = {"logit_normal": (1.2, 1.3)}, {"logit_normal": (0.7, 1.2)}
@@ -381,45 +382,31 @@ TRUE = {"clean": 0, "misnamed": 0.0, "mismatched": 0.0, "misasked": 0.0, "drift"
 # Captions as the web's, of which a third belong to other pictures, and edits of which a fifth ask for something else, and as
 # many change what they should keep.
 CARELESS = {"clean": 0, "misnamed": 0.0, "mismatched": 0.35, "misasked": 0.2, "drift": 0.2}
-WORDS = {
-    "stage": 1,
-    "steps": 6600,
-    "until": 6000,
-    **MIXED,
-    **EARLY,
-    "rate": 3e-3,
-    "report": 2000,
-    **TRUE,
-    "clean": 3800,
-    "misnamed": 0.3,
+CAREFUL = {"clean": 0, "misnamed": 0.0, "mismatched": 0.15, "misasked": 0.05, "drift": 0.05}
+CLEANER = {"clean": 0, "misnamed": 0.0, "mismatched": 0.2, "misasked": 0.02, "drift": 0.02}
+
+
+def stage(number, steps, rate, report, **others):
+    """Options of a stage; `number` is its part of the random streams' seed."""
+    return {"stage": number, "steps": steps, "until": steps, **others, "rate": rate, "report": report}
+
+
+# In the order in which they are trained.
+STAGES = {
+    "words": {**stage(1, 6600, 3e-3, 2000, **MIXED, **EARLY, **TRUE), "until": 6000, "clean": 3800, "misnamed": 0.3},
+    "noise": stage(2, 3500, 2e-3, 2000, **MIXED, **EARLY, **CARELESS),
+    "shapes": stage(4, 6000, 3e-3, 3000, **MIXED, **LATE, **TRUE),
+    "edits": stage(6, 2500, 2e-3, 2500, **HARD, **LATE, **TRUE) | {"shares": (0.2, 0.65, 0.15)},
+    "careless": stage(5, 1500, 1e-3, 1500, **HARD, **LATE, **CARELESS),
+    "calm": stage(7, 1500, 1.5e-3, 1500, **HARD, **LATE, **CAREFUL) | {"shares": (0.35, 0.5, 0.15)},
+    "turns": stage(7, 1800, 2e-3, 1800, **HARDER, **LATE, **CAREFUL) | {"shares": (0.2, 0.6, 0.2)},
+    "mixed": stage(7, 1000, 1.5e-3, 1000, **{**HARDER, "pads": 24}, **LATE, **CLEANER) | {"shares": (0.35, 0.45, 0.2)},
 }
-NOISE = {"stage": 2, "steps": 3500, "until": 3500, **MIXED, **EARLY, "rate": 2e-3, "report": 2000, **CARELESS}
-SHAPES = {"stage": 4, "steps": 6000, "until": 6000, **MIXED, **LATE, "rate": 3e-3, "report": 3000, **TRUE}
-EDITS = {
-    "stage": 6,
-    "steps": 2500,
-    "until": 2500,
-    **HARD,
-    "shares": (0.2, 0.65, 0.15),
-    **LATE,
-    "rate": 2e-3,
-    "report": 2500,
-    **TRUE,
-}
-BASE = {"stage": 5, "steps": 1500, "until": 1500, **HARD, **LATE, "rate": 1e-3, "report": 1500, **CARELESS}
-STAGES = {"words": WORDS, "noise": NOISE, "shapes": SHAPES, "edits": EDITS, "base": BASE}
-DISTILLED = {
-    "stage": 3,
-    "steps": 1400,
-    "until": 1400,
-    **HARD,
-    "batch": (16, 12, 8),
-    "rate": 1e-3,
-    "report": 700,
-    **TRUE,
-    "teacher_steps": 3,
-    "cfg": 2.5,
-}
+# Means of weights (Wortsman et al. 2022, “Model soups”): from which a stage begins that does not go on from the one before
+# it, and which nano-base is.
+BEGINS = {"mixed": ("calm", "turns")}
+BASE = ("calm", "turns", "mixed")
+DISTILLED = {**stage(3, 1400, 1e-3, 700, **HARDER, **TRUE), "batch": (16, 12, 8), "teacher_steps": 3, "cfg": 2.0}
 DISTILLED_STEPS = 4
 
 
@@ -451,6 +438,14 @@ def table_of(text_encoder):
     return Table(**load_file(path))
 
 
+def mean(models):
+    """A model whose weights are the means of others'."""
+    states = [model.state_dict() for model in models]
+    made = copy.deepcopy(models[0])
+    made.load_state_dict({key: sum(state[key] for state in states) / len(states) for key in states[0]})
+    return made
+
+
 def trainable(model):
     return copy.deepcopy(model).requires_grad_(True)
 
@@ -466,16 +461,18 @@ def train():
     torch.manual_seed(SEED)
     model = new_model()
     start(model)
-    base = model
+    made = {}
     for name, options in STAGES.items():
-        base = run(
+        model = mean([made[stage] for stage in BEGINS[name]]) if name in BEGINS else model
+        made[name] = model = run(
             name,
             lambda model, step, options=options: base_loss(model, table, step, options, data),
-            trainable(base),
+            trainable(model),
             options,
             report(table, (10, 1), (10, 4)),
         )
-    ship("base", base, BASE)
+    base = mean([made[stage] for stage in BASE])
+    ship("base", base, STAGES[BASE[-1]] | {"mean_of": BASE})
     student = run(
         "distilled",
         lambda model, step: distill_loss(model, table, step, DISTILLED, data, base),
