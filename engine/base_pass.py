@@ -1,5 +1,7 @@
 """Passes on another model: the negative's on a base model, or a rule's own on a weaker one."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher, create_model_options_clone, set_model_options_patch_replace
@@ -9,14 +11,23 @@ from comfy.samplers import calc_cond_batch
 from ..checks import in_node, sentence
 from ..guidance.auto import WEAK, AutoGuidance
 from ..guidance.base_uncond import BaseUncond
-from ..guidance.rule import UNCOND
+from ..guidance.rule import DISTILLED, UNCOND
 from .counting import counting
 from .family import is_flow_map
-from .run import Run, run_of
+from .run import RULES, Run, as_list, name_of, run_of
 
 BASE, BLOCKS = "kleinkit_base", "kleinkit_blocks"
 # Of each name under which a model holds another: the input that it came by, and its node.
 INPUTS = {BASE: ("base_model", BaseUncond.title), WEAK: ("weak_model", AutoGuidance.title)}
+
+# What a sampler asks of its own model alone: a pass on another model runs none of it.
+OF_SAMPLER = (
+    "sampler_calc_cond_batch_function",
+    "sampler_pre_cfg_function",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+)
+OF_RUN = WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE
 
 
 def with_base(model: ModelPatcher, base: ModelPatcher) -> ModelPatcher:
@@ -110,6 +121,39 @@ def other_of(patcher: ModelPatcher, key: str) -> ModelPatcher:
     return patcher.get_additional_models_with_key(key)[0]
 
 
+def idle_on_others(model: ModelPatcher) -> Iterator[str]:
+    """What the other models of a run's passes carry, and a pass does not run: a sentence for each model.
+
+    Args:
+        model: of the run.
+    """
+    for key, (name, title) in INPUTS.items():
+        for other in model.get_additional_models_with_key(key):
+            options, patches = other.model_options, other.model_options.get("transformer_options", {}).get("patches", {})
+            rules = [rule.title for rule in options.get(RULES, ()) if rule.order != DISTILLED]
+            hooks = [hook for option in OF_SAMPLER for hook in as_list(options.get(option))]
+            hooks += [wrapper for kind in OF_RUN for keyed in other.wrappers.get(kind, {}).values() for wrapper in keyed]
+            theirs = [name_of(hook) for hook in hooks if not of_this_pack(hook)]
+            mixing = ["Normalized Attention Guidance"] if "attn1_output_patch" in patches else []
+            if names := ", ".join(dict.fromkeys([*rules, *mixing, *theirs])):
+                yield (
+                    f"What guides or caches `{name}` of {title} has no effect in its passes ({names}). Remove it there, or put "
+                    "it on `model`."
+                )
+
+
+def of_this_pack(hook: Callable) -> bool:
+    """Whether a hook is one of ours."""
+    module = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+    return module.startswith(__package__.rpartition(".")[0] + ".")
+
+
+def wrappers_of_a_pass(other: ModelPatcher) -> dict:
+    """Another model's wrappers without those that belong to one of a whole run, such as a cache's."""
+    of_run = {key for kind in OF_RUN for key in other.wrappers.get(kind, {}) if key is not None}
+    return {kind: {key: hooks for key, hooks in keyed.items() if key not in of_run} for kind, keyed in other.wrappers.items()}
+
+
 def describe(model: ModelPatcher) -> str:
     """A model's architecture and shape, for an error."""
     config, name = model.model.model_config.unet_config, type(model.model).__name__
@@ -161,7 +205,8 @@ def on_other(
     options = create_model_options_clone(other.model_options)
     transformer_options = options.setdefault("transformer_options", {})
     transformer_options["sample_sigmas"] = model_options["transformer_options"]["sample_sigmas"]
-    merge_nested_dicts(transformer_options.setdefault("wrappers", {}), other.wrappers, copy_dict1=False)
+    wrappers = wrappers_of_a_pass(other)
+    merge_nested_dicts(transformer_options.setdefault("wrappers", {}), wrappers, copy_dict1=False)
     options["transformer_options"] = counting(transformer_options, run)
     for block, patch in model_options["transformer_options"].get(BLOCKS, {}).items():
         options = set_model_options_patch_replace(options, patch, "dit", *block)

@@ -23,7 +23,7 @@ from ..guidance.merged_attention import Attention, kernel, to_both
 from ..guidance.rule import COND, Mix, Rule, Step
 from ..guidance.skip_layer import OVERRIDE
 from .extra_pass import uncompiled, wrappers_with
-from .run import Run, at_sigma, is_whole
+from .run import Run, at_sigma, is_whole, rows_in
 
 KEY = "kleinkit_texts"
 # What ComfyUI calls an attention with, and the merged one knows.
@@ -130,7 +130,7 @@ def join(
 
 def mixed_rows(run: Run, options: dict, batch: int) -> slice | list[int]:
     """The rows of a model call that belong to the positive's pass, or to a pass that is the positive's with a change."""
-    passes = list(zip(options["uuids"], options["cond_or_uncond"]))
+    passes = rows_in(options)
     size = batch // len(passes)
     rows = [number * size + row for number, one in enumerate(passes) if run.is_of(COND, *one) for row in range(size)]
     return slice(None) if len(rows) == batch else rows

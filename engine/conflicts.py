@@ -1,7 +1,6 @@
 """What has no effect or no meaning in a run, or did not happen as it was planned: a sentence each."""
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ from ..guidance.rule import (
     Step,
 )
 from .family import family_of_model, is_flow_map
-from .run import Run, at_sigma, titles
+from .run import Run, as_list, at_sigma, name_of, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
 # Orders of rules that need a negative prediction.
@@ -142,18 +141,6 @@ def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: b
     return [rule for rule in idle if rule not in acting]
 
 
-def as_list(hooks: Callable | list | None) -> list[Callable]:
-    """The functions of one of ComfyUI's options, which has one, several or none."""
-    return hooks if isinstance(hooks, list) else [hooks] if hooks else []
-
-
-def name_of(function: Callable) -> str:
-    """Where a function comes from, for a message."""
-    # ComfyUI's own extra nodes have the path of their file for a module.
-    module = re.split(r"[/\\]", getattr(function, "__module__", ""))[-1]
-    return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
-
-
 def both_run(run: Run) -> None:
     """Warn that a step which the plan gives one pass has both."""
     saving = titles(rule for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE))
@@ -183,10 +170,12 @@ def after_step(run: Run, guider: CFGGuider) -> None:
             run.warn(f"The {PROMPTS[of]} prompt has no conditioning in step {number}, so no pass runs for it.", of)
         elif not ran:
             run.warn(f"The plan had passes in step {number}, and none ran: another node answered for the model.", "none")
+        elif not title and run.used not in (None, 1.0) and is_plain(guider):
+            run.warn(f"Another node answered for the {PROMPTS[name]} prompt in step {number}: no pass ran for it.", name)
         elif not title:
             run.warn(f"{kind} ran no {PROMPTS[name]} in step {number}, so there is no guidance in it.", name)
-        elif run.served(of):
-            run.warn(f"{title} does nothing in steps that a cache answers, because the model does not run in them.", name)
+        elif run.served(of) or (of in step.passes and not ran[of]):
+            run.warn(f"{title} does nothing in steps that a cache answers, because the model does not run in them.", title)
         else:
             run.warn(f"{title} planned a pass in step {number}, but {kind} did not run it, so it has no effect.", name)
     for rule in run.rules:

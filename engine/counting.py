@@ -8,7 +8,7 @@ from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
-from .run import ModelCall, Run
+from .run import ModelCall, Run, rows_in
 
 COUNT = "kleinkit_count"
 
@@ -54,8 +54,12 @@ def count(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Wrapper of ComfyUI's `apply_model`."""
-    indices = transformer_options.get("cond_or_uncond", (0,))
-    rows = tuple(zip(transformer_options.get("uuids", (None,) * len(indices)), indices))
+    rows = run.rows_of(transformer_options, len(x))
+    if rows != rows_in(transformer_options):
+        uuids, indices = zip(*rows)
+        transformer_options = {**transformer_options, "uuids": list(uuids), "cond_or_uncond": list(indices)}
+    for keep in run.keeps:
+        transformer_options = keep(executor.class_obj, transformer_options)
     # A hook would have a compiled model compiled anew.
     known = () if is_compiled(transformer_options) else blocks_of(executor.class_obj).values()
     blocks, ran = [block for kind in known for block in kind], []

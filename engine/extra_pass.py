@@ -17,15 +17,17 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 
 from ..checks import sentence
 from ..guidance.rule import COND, GRID, Block, BlockPatch, ExtraPass
-from ..guidance.skip_layer import skip
+from ..guidance.skip_layer import OVERRIDE, skip
 from .base_pass import BLOCKS, on_other
 from .counting import blocks_of, is_compiled
-from .run import Run, is_whole
+from .run import Run, is_whole, rows_in
 
 # The blocks that ComfyUI can replace. FLUX 3's joint blocks are its single ones.
 KINDS = "double_block", "single_block"
 # What a block gets that no block changes.
 SHARED = "vec", "pe", "attn_mask"
+# In the transformer options: whose the rows of a batch are.
+ROWS = "cond_or_uncond", "uuids"
 
 
 def block_counts(model: BaseModel) -> dict[str, int]:
@@ -51,11 +53,17 @@ def first_block(extra: ExtraPass, counts: dict[str, int]) -> Block:
     return next(block for block in order(counts) if block in extra.blocks)
 
 
+def blocks_before(extra: ExtraPass, counts: dict[str, int]) -> list[Block]:
+    """The blocks that run before the first one that a pass replaces."""
+    blocks = order(counts)
+    return blocks[: blocks.index(first_block(extra, counts))]
+
+
 def order(counts: dict[str, int]) -> list[Block]:
     return [(kind, i) for kind, count in counts.items() for i in range(count)]
 
 
-def entry_is_certain(extra: ExtraPass, conds: list[dict], model_options: dict) -> bool:
+def entry_is_certain(extra: ExtraPass, conds: list[dict], model_options: dict, counts: dict[str, int]) -> bool:
     """Whether the rows that a pass would start from are known for sure: one conditioning, whole, in one process, and nothing
     that mixes rows or gives a second pass other tokens.
 
@@ -63,6 +71,7 @@ def entry_is_certain(extra: ExtraPass, conds: list[dict], model_options: dict) -
         extra: the pass.
         conds: the conditionings of its prompt.
         model_options: of the run.
+        counts: `block_counts` of the model.
     """
     transformer_options = model_options["transformer_options"]
     # ComfyUI's FluxKVCache patches the input; its NAGuidance mixes positive and negative in the attention.
@@ -75,6 +84,7 @@ def entry_is_certain(extra: ExtraPass, conds: list[dict], model_options: dict) -
         and not model_options.keys() & {"context_handler", "multigpu_clones"}
         and not any(name.startswith("attn") or name == "post_input" for name in patches)
         and not is_compiled(transformer_options)
+        and not any(replacement(transformer_options, block) for block in blocks_before(extra, counts))
     )
 
 
@@ -89,39 +99,76 @@ def uncompiled(model_options: dict) -> dict:
     return {**model_options, "transformer_options": {**transformer_options, "wrappers": wrappers}}
 
 
-def replacement(model_options: dict, block: Block) -> BlockPatch | None:
-    return model_options["transformer_options"].get("patches_replace", {}).get("dit", {}).get(block)
+def replacement(transformer_options: dict, block: Block) -> BlockPatch | None:
+    return transformer_options.get("patches_replace", {}).get("dit", {}).get(block)
 
 
 def replace_block(model_options: dict, block: Block, patch: BlockPatch) -> dict:
     return set_model_options_patch_replace({**model_options}, patch, "dit", *block)
 
 
-def keep_entry(model_options: dict, extra: ExtraPass, block: Block, run: Run) -> dict:
-    """Options of the sampler's own passes that keep the hidden states where an extra pass is to start.
+class Watched(dict):
+    """Transformer options that note in a run when an attention asks which rows are whose: such a one may mix them."""
+
+    run: Run
+
+    def __getitem__(self, name: str) -> Any:
+        self.run.mixes |= name in ROWS
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.run.mixes |= name in ROWS
+        return super().get(name, default)
+
+
+def watched(run: Run, override: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Another node's attention, whose questions are noted in `run.mixes`."""
+
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        options = Watched(kwargs.get("transformer_options") or {})
+        options.run = run
+        return override(*args, **{**kwargs, "transformer_options": options})
+
+    return call
+
+
+def keep_entry(model: BaseModel, extra: ExtraPass, run: Run) -> Callable[[BaseModel, dict], dict]:
+    """What the sampler's own passes run with, so that the hidden states are kept where an extra pass is to start.
 
     Args:
-        model_options: of the run.
+        model: of the sampler.
         extra: the pass.
-        block: the first that it replaces.
-        run: its `entries` get `{"img": …, "txt": …}` of the rows of the pass's prompt, whatever states the block has.
+        run: its `entries` get `{"img": …, "txt": …}` of the rows of the pass's prompt, whatever states the block has; nothing
+            where the model does not run them in one call.
+    Returns:
+        `(model, transformer options of a call) → transformer options`; those of another model stay as they are.
     """
-    before = replacement(model_options, block)
+    block = first_block(extra, block_counts(model))
 
-    def keep(args: dict, more: dict) -> dict:
-        options = args["transformer_options"]
-        roles = [run.role(*row) for row in zip(options["uuids"], options["cond_or_uncond"])]
-        if extra.of in roles and extra.name not in run.entries:
-            states = {
-                name: value.chunk(len(roles))
-                for name, value in args.items()
-                if name not in SHARED and torch.is_tensor(value) and value.ndim > 2 and value.shape[0] % len(roles) == 0
-            }
-            # Blocks work in place, so the rows are copied.
-            run.entries[extra.name] = {name: rows[roles.index(extra.of)].clone() for name, rows in states.items()}
-        return before(args, more) if before else more["original_block"](args)
+    def change(called: BaseModel, transformer_options: dict) -> dict:
+        if called is not model:
+            return transformer_options
+        before, override = replacement(transformer_options, block), transformer_options.get(OVERRIDE)
 
-    return replace_block(model_options, block, keep)
+        def keep(args: dict, more: dict) -> dict:
+            options = args["transformer_options"]
+            roles = [run.role(*row) for row in rows_in(options)]
+            if extra.of in roles:
+                states = {
+                    name: value.chunk(len(roles))
+                    for name, value in args.items()
+                    if name not in SHARED and torch.is_tensor(value) and value.ndim > 2 and len(value) == len(roles) * run.batch
+                }
+                # Of several calls, such as those of tiles, none is the whole. Blocks work in place, so the rows are copied.
+                once = extra.name not in run.entries and roles.count(extra.of) == 1 and not run.mixes
+                rows = {name: rows[roles.index(extra.of)].clone() for name, rows in states.items()} if once else {}
+                run.entries[extra.name] = rows
+            return before(args, more) if before else more["original_block"](args)
+
+        kept = replace_block({"transformer_options": transformer_options}, block, keep)["transformer_options"]
+        return {**kept, OVERRIDE: watched(run, override)} if override else kept
+
+    return change
 
 
 def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
@@ -133,8 +180,8 @@ def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
         counts: `block_counts` of the model.
     """
     model_options, state = run.model_options, run.entries.pop(extra.name, {})
-    changed = {block: make(replacement(model_options, block)) for block, make in extra.blocks.items()}
-    first, blocks = first_block(extra, counts), order(counts)
+    changed = {block: make(replacement(model_options["transformer_options"], block)) for block, make in extra.blocks.items()}
+    first = first_block(extra, counts)
     run_first = changed[first]
 
     def begin(args: dict, more: dict) -> dict:
@@ -142,7 +189,7 @@ def pass_options(run: Run, extra: ExtraPass, counts: dict[str, int]) -> dict:
         return run_first({**args, **state}, more)
 
     if state:
-        changed |= dict.fromkeys(blocks[: blocks.index(first)], skip)
+        changed |= dict.fromkeys(blocks_before(extra, counts), skip)
     changed[first] = begin
     model_options = uncompiled(model_options)
     model_options = {**model_options, "transformer_options": {**model_options["transformer_options"], BLOCKS: changed}}

@@ -2,8 +2,9 @@
 
 import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .samplers import CALLS_BETWEEN, OWN_SIGMAS
 if TYPE_CHECKING:
     from .watch import Watch
 
-RUN = "kleinkit_run"
+RUN, RULES = "kleinkit_run", "kleinkit_rules"
 ROLES = {"positive": COND, "negative": UNCOND}
 AMBIGUOUS, OTHER = "", "other"
 LATENT, RESULT = "latent", "result"
@@ -30,6 +31,12 @@ class ModelCall(NamedTuple):
     blocks: int | None
 
 
+def rows_in(transformer_options: dict) -> tuple[tuple[Any, int], ...]:
+    """The uuid of each pass that ComfyUI puts into a batch, and its place."""
+    indices = transformer_options.get("cond_or_uncond", (0,))
+    return tuple(zip(transformer_options.get("uuids", (None,) * len(indices)), indices))
+
+
 @dataclass
 class Run:
     """The state of one run.
@@ -40,12 +47,14 @@ class Run:
         sampler: name of the sampler's function, "" where it has none.
         comfyui_s: whether that function is ComfyUI's own, with no other pack's around it.
         hooks: how many post-CFG functions there are before the sampler adds its own.
+        batch: the pictures of the run.
         flow_map: whether the model is one, and so asks where each step goes.
         follows_from: the step from which on every model call is at its step's sigma; see `follows_from` of `samplers`.
         watch: what records the run for a probe, or None.
         step, index, model_options: of the model call in progress, and the step of the one before.
         conds: of the guider, by prompt, as ComfyUI's samplers have them.
         roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
+        unknown: what one is whose uuid is not among them.
         used: the scale that the sampler used in this call, None before it did.
         observed, seen, pending: what rules observed, by node: numbers that count in this step, those that have been read, and
             scalars on the device.
@@ -54,14 +63,17 @@ class Run:
         entered: by step, `observed` and `known` when the sampler first came to it.
         reused: the scales of the calls so far in which guidance was reused.
         memories: each rule's own dict, by node.
+        keeps: what has the sampler's own passes leave `entries`: `(model, transformer options) → transformer options`.
         entries: hidden states that the positive or negative pass of this call left for an extra pass, by name.
         asked, acted: nodes of the rules that were to mix the attention in this call, and of those that did.
+        mixes: whether another node's attention has asked which rows of a batch are whose.
         reached: the extra passes of which the model has let the first block be replaced.
         model_calls: of this step's call so far; several devices append to it at once.
+        parts: of a batch that another node gives the model in parts, how many passes it has given so far.
         finite: whether the latent, the passes and the result of this call are; booleans on the device.
         unread: `(step, finite)` of the calls since the device was last asked.
         presumed: `(step, sigma on the device)` of those whose sigma was not read.
-        total: how many passes of each kind ran so far.
+        total, cached: how many passes of each kind ran so far, and how many of all a cache answered.
         done, calls, between: the last step that the sampler says is done, model calls since it said so, and how many it
             makes from one such word to the next.
         warned: topics of what was said.
@@ -72,6 +84,7 @@ class Run:
     sampler: str
     comfyui_s: bool
     hooks: int
+    batch: int = 1
     flow_map: bool = False
     follows_from: float = math.inf
     watch: "Watch | None" = None
@@ -80,6 +93,7 @@ class Run:
     model_options: dict = field(default_factory=dict)
     conds: dict[str, list[dict]] = field(default_factory=dict)
     roles: dict[Any, str] = field(default_factory=dict)
+    unknown: str = OTHER
     used: float | None = None
     observed: dict[str, float] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
@@ -89,15 +103,19 @@ class Run:
     entered: dict[int, tuple[dict[str, float], frozenset[str]]] = field(default_factory=dict)
     reused: list[float] = field(default_factory=list)
     memories: dict[str, dict] = field(default_factory=dict)
+    keeps: list[Callable[[Any, dict], dict]] = field(default_factory=list)
     entries: dict[str, dict] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
     acted: set[str] = field(default_factory=set)
+    mixes: bool = False
     reached: set[str] = field(default_factory=set)
     model_calls: list[ModelCall] = field(default_factory=list)
+    parts: Counter = field(default_factory=Counter)
     finite: dict[str, torch.Tensor] = field(default_factory=dict)
     unread: list[tuple[Step, dict[str, torch.Tensor]]] = field(default_factory=list)
     presumed: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     total: Counter = field(default_factory=Counter)
+    cached: int = 0
     done: int = -1
     calls: int = 0
     between: int = 1
@@ -106,6 +124,10 @@ class Run:
     def __post_init__(self) -> None:
         self.memories = {rule.node: {} for rule in self.rules}
         self.between = CALLS_BETWEEN.get(self.sampler, 1)
+
+    def __deepcopy__(self, memo: dict) -> "Run":
+        """The run itself: another node may copy the options, and the run is still one."""
+        return self
 
     def warn(self, sentence: str, topic: str | None = None) -> None:
         """Log a sentence once a run: once a topic, where it has one."""
@@ -169,6 +191,8 @@ class Run:
         """The step of a model call; what was observed and ran in earlier steps counts from here on."""
         counted, over = None, 0
         if self.sampler not in OWN_SIGMAS:
+            if self.begins_again(sigma):
+                self.forget()
             first = self.done + 1 if self.done < 0 or self.calls >= self.between - 1 else self.done
             counted = first, self.done + 1
             # ComfyUI's own samplers may come to a step's sigma once more after they said that it is done (sa_solver_pece).
@@ -180,20 +204,38 @@ class Run:
         self.index = index
         return index
 
+    def begins_again(self, sigma: float) -> bool:
+        """Whether another node has the sampler begin again: all steps are done, and a call is in the first one."""
+        first, second = self.sigmas[:2]
+        return self.done == len(self.sigmas) - 2 > 0 and abs(sigma - first) < abs(second - first)
+
+    def forget(self) -> None:
+        """Know nothing of the steps any more."""
+        self.index, self.latest, self.done, self.calls = None, frozenset(), -1, 0
+        for known in (self.observed, self.seen, self.pending, self.entered, *self.memories.values()):
+            known.clear()
+
     def step_done(self, index: int) -> None:
         """The sampler's callback: it has come to this step."""
         if self.done >= 0:
             self.between = max(self.calls, 1)
         self.done, self.calls = index, 0
 
-    def began(self, conds: dict[str, list[dict]]) -> None:
-        """Forget the call before, and learn which conditioning is what."""
+    def began(self, conds: dict[str, list[dict]], plain: bool) -> None:
+        """Forget the call before, and learn which conditioning is what.
+
+        Args:
+            conds: of the guider.
+            plain: whether it is ComfyUI's CFGGuider, whose places tell of a conditioning that another node has made anew.
+        """
+        self.keeps.clear()
         self.entries.clear()
         self.asked.clear()
         self.acted.clear()
         self.model_calls.clear()
+        self.parts.clear()
         self.used = None
-        self.conds, self.roles = conds, {}
+        self.conds, self.roles, self.unknown = conds, {}, AMBIGUOUS if plain else OTHER
         for name, entries in conds.items():
             role = ROLES.get(name, name)
             for cond in entries or ():
@@ -209,10 +251,24 @@ class Run:
 
     def role(self, uuid: Any, index: int) -> str:
         """What a conditioning in the batch of passes is: `COND`, `UNCOND`, an extra pass, or what its guider calls it."""
-        role = self.roles.get(uuid, OTHER)
+        role = self.roles.get(uuid, self.unknown)
         if role is not AMBIGUOUS:
             return role
         return UNCOND if index or (self.step and self.step.passes == (UNCOND,)) else COND
+
+    def rows_of(self, transformer_options: dict, size: int) -> tuple[tuple[Any, int], ...]:
+        """The passes of one model call, of which another node may give the model a part of a batch, or each several times.
+
+        Args:
+            transformer_options: of the call, which name the passes of the whole batch.
+            size: how many pictures the call has.
+        """
+        rows, passes = rows_in(transformer_options), max(1, size // self.batch)
+        if passes >= len(rows):
+            return rows * (passes // len(rows))
+        first = self.parts[rows] % len(rows)
+        self.parts[rows] += passes
+        return rows[first : first + passes]
 
     def is_of(self, prompt: str, uuid: Any, index: int) -> bool:
         """Whether a conditioning is of a prompt, `COND` or `UNCOND`, for the sampler's pass or for one of a rule."""
@@ -234,6 +290,9 @@ class Run:
     def ended(self) -> None:
         """Add this call to the run's total."""
         self.total += self.ran()
+        # A pass that begins at its last block and skips it runs no block either.
+        answered = (self.role(*row) for call in self.model_calls if call.blocks == 0 for row in call.rows)
+        self.cached += sum(role in (COND, UNCOND) for role in answered)
         self.model_calls.clear()
 
 
@@ -258,6 +317,18 @@ def is_whole(cond: dict) -> bool:
 def titles(rules: Iterable[Rule]) -> str:
     """The nodes of rules, as they stand on the canvas."""
     return ", ".join(rule.title for rule in rules)
+
+
+def as_list(hooks: Callable | list | None) -> list[Callable]:
+    """The functions of one of ComfyUI's options, which has one, several or none."""
+    return hooks if isinstance(hooks, list) else [hooks] if hooks else []
+
+
+def name_of(function: Callable) -> str:
+    """Where a function comes from, for a message."""
+    # ComfyUI's own extra nodes have the path of their file for a module.
+    module = re.split(r"[/\\]", getattr(function, "__module__", ""))[-1]
+    return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def all_finite(tensor: torch.Tensor) -> torch.Tensor:

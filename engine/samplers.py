@@ -62,6 +62,14 @@ FOLLOWING_AFTER_THE_FIRST = {
     )
 }
 
+# In KSampler's list: those that call the model once a step under another function's name, or at a sigma a little off.
+ONCE_TOO = "ddim", "uni_pc", "uni_pc_bh2"
+
+
+def asks_once(name: str) -> bool:
+    """Whether the sampler of this name in KSampler's list asks once a step, and only for the passes that cfg needs."""
+    return name in ONCE_TOO or (f"sample_{name}" in FOLLOWING | FOLLOWING_AFTER_THE_FIRST and "cfg_pp" not in name)
+
 
 def is_comfyui_s(function: object) -> bool:
     """Whether a sampling function is ComfyUI's own, with no other pack's around it."""

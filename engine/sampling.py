@@ -19,18 +19,18 @@ from ..guidance import stack
 from ..guidance.plan import plan_step
 from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Step
 from . import flow_map
-from .base_pass import all_as
+from .base_pass import all_as, idle_on_others
 from .both_texts import both_texts
 from .conflicts import COMBINING, after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
-from .extra_pass import block_counts, entry_is_certain, first_block, keep_entry, run_pass
+from .extra_pass import block_counts, entry_is_certain, keep_entry, run_pass
 from .family import is_flow_map
-from .run import LATENT, RESULT, RUN, Run, all_finite, at_sigma, run_of, titles
+from .run import LATENT, RESULT, RULES, RUN, Run, all_finite, at_sigma, run_of, titles
 from .samplers import follows_from, is_comfyui_s
 from .watch import PROBES, Probe, Watch
 
-RULES = "kleinkit_rules"
 KEY = "kleinkit"
+POST = "sampler_post_cfg_function"
 
 
 def with_rule(model: ModelPatcher, rule: Rule) -> ModelPatcher:
@@ -84,7 +84,7 @@ def with_hooks(model: ModelPatcher) -> ModelPatcher:
     for kind, hook in ((WrappersMP.SAMPLER_SAMPLE, sample), (WrappersMP.PREDICT_NOISE, predict_noise)):
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, hook)
-    if post_cfg not in model.model_options.get("sampler_post_cfg_function", ()):
+    if post_cfg not in model.model_options.get(POST, ()):
         model.set_model_sampler_post_cfg_function(post_cfg)
     return model
 
@@ -105,10 +105,10 @@ def sample(
     sampler = executor.class_obj
     function = getattr(sampler, "sampler_function", None)
     name, own = getattr(function, "__name__", ""), is_comfyui_s(function)
-    hooks, of_flow_map = len(options["sampler_post_cfg_function"]), is_flow_map(guider.model_patcher.model)
-    run = Run(sigmas.float().tolist(), rules, name, own, hooks, of_flow_map, follows_from(executor, guider))
+    hooks, of_flow_map = len(options[POST]), is_flow_map(guider.model_patcher.model)
+    run = Run(sigmas.float().tolist(), rules, name, own, hooks, len(noise), of_flow_map, follows_from(executor, guider))
     all_as(guider.model_patcher)
-    for warning in before_run(rules, guider, options, run.sigmas):
+    for warning in (*before_run(rules, guider, options, run.sigmas), *idle_on_others(guider.model_patcher)):
         run.warn(warning)
     if of_flow_map:
         flow_map.refuse(run)
@@ -137,10 +137,11 @@ def sample(
             names = dict.fromkeys((COND, UNCOND, *run.total))
             ran = ", ".join(f"{name} {run.total[name]}" for name in names if run.total[name]) or "none"
             passes = sum(run.total.values())
-            again = ""
+            of_them = [f"{run.cached} of them answered by a cache"] if run.cached else []
             if run.reused:
                 scale = " to ".join(f"{cfg:g}" for cfg in sorted({min(run.reused), max(run.reused)}))
-                again = f", {len(run.reused)} of them reusing guidance at cfg {scale},"
+                of_them.append(f"{len(run.reused)} of them reusing guidance at cfg {scale}")
+            again = "".join(f", {part}" for part in of_them) + "," * bool(of_them)
             steps = len(run.sigmas) - 1
             logging.info("KleinKit: %d steps, %d passes (%s)%s with %s.", steps, passes, ran, again, titles(rules))
 
@@ -152,7 +153,7 @@ def predict_noise(
     run = run_of(model_options)
     if run is None:
         return executor(x, timestep, model_options, seed)
-    run.began(executor.class_obj.conds)
+    run.began(executor.class_obj.conds, is_plain(executor.class_obj))
     if executor.idx:
         # A wrapper of another node stands before ours, and may alter the sigma.
         run.follows_from = math.inf
@@ -207,15 +208,14 @@ def predict(
     run.unread.append((step, run.finite))
     if step.zero:
         # No velocity: all predictions are x. Samplers of the cfg_pp kind take the negative's from a hook of their own.
-        own = {"sampler_post_cfg_function": model_options["sampler_post_cfg_function"][run.hooks :]}
+        own = {POST: model_options[POST][run.hooks :]}
         prompts = conds["positive"], conds.get("negative")
         return comfy.samplers.cfg_function(guider.inner_model, x, x, 1.0, x, timestep, own, *prompts)
 
     extras = extras_of(run.rules, step)
     values, mixing = {}, both_texts(run, step, conds)
-    patches = dict(mixing)
     alone = run.model_options
-    run.model_options = {**alone, "transformer_options": {**alone["transformer_options"], **patches}}
+    run.model_options = {**alone, "transformer_options": {**alone["transformer_options"], **mixing}}
     # What is reused joins the sampler's own result at cfg 1.
     scale = 1.0 if step.reuse else step.cfg
     # Some guiders return at cfg 1 before the hook in which an extra pass runs.
@@ -225,10 +225,9 @@ def predict(
         prompt = conds.get("positive" if extra.of == COND else "negative") or ()
         # Where both texts run, the negative's own pass may carry the positive's text too.
         same_tokens = extra.of == COND or not mixing
-        if is_plain(guider) and same_tokens and entry_is_certain(extra, prompt, alone):
-            options = {**model_options, "transformer_options": {**transformer_options, **patches}}
-            kept = keep_entry(options, extra, first_block(extra, block_counts(guider.inner_model)), run)
-            patches["patches_replace"] = kept["transformer_options"]["patches_replace"]
+        counts = block_counts(guider.inner_model) if extra.blocks else {}
+        if is_plain(guider) and same_tokens and entry_is_certain(extra, prompt, alone, counts):
+            run.keeps.append(keep_entry(guider.inner_model, extra, run))
     asked = scale_of(guider)
     negative_only = step.passes == (UNCOND,)
     one_pass = is_plain(guider) and UNCOND not in step.passes and not math.isclose(asked, scale)
@@ -237,11 +236,13 @@ def predict(
         # The negative alone takes the positive's place: one pass, and every other hook sees a run at cfg 1.
         if negative_only:
             guider.conds = {**conds, "positive": conds["negative"]}
+        if one_pass or negative_only:
+            values[POST] = [one_prediction(hook) for hook in model_options[POST]]
         if asked == cfg:
             guider.cfg = 1.0 if negative_only else scale
         with (
             changed(model_options, values, COMBINING if one_pass or negative_only else ()),
-            changed(transformer_options, patches),
+            changed(transformer_options, mixing),
         ):
             denoised = executor(x, timestep, model_options, seed)
         run.finite |= {LATENT: all_finite(x), RESULT: all_finite(denoised)}
@@ -249,7 +250,17 @@ def predict(
         return denoised
     finally:
         guider.cfg, guider.conds = cfg, conds
+        run.keeps.clear()
         run.entries.clear()
+
+
+def one_prediction(hook: Callable[[dict], torch.Tensor]) -> Callable[[dict], torch.Tensor]:
+    """A post-CFG hook that finds the one prediction of a step in the place of both; ComfyUI has zeros for the other."""
+
+    def call(args: dict) -> torch.Tensor:
+        return hook(args if args["uncond"] is not None else {**args, "uncond_denoised": args["cond_denoised"]})
+
+    return call
 
 
 def extras_of(rules: tuple[Rule, ...], step: Step) -> list[tuple[Rule, ExtraPass]]:
@@ -309,8 +320,9 @@ def post_cfg(args: dict) -> torch.Tensor:
         # The sampler hands no negative on where it runs none.
         negative = run.conds.get("negative") if args["uncond"] is None else args["uncond"]
         prompt = (args["cond"] if one.of == COND else negative) or ()
-        # What a cache answered for has no blocks to compare with.
-        if at_sigma(prompt, step.sigma) and not run.served(one.of):
+        # What another node answered for has no blocks to compare with.
+        answered = run.served(one.of) or (one.of in step.passes and not run.blocks(one.of))
+        if at_sigma(prompt, step.sigma) and not answered:
             with in_node(rule.title):
                 denoised = run_pass(one, run, args["model"], prompt, x, args["sigma"])
             if denoised is not None:
