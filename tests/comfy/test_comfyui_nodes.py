@@ -187,6 +187,35 @@ SAMPLERS = (
     "SamplerSEEDS2",
 )
 CFG_PP = ("SamplerEulerAncestralCFGPP", "SamplerEulerCFGpp")
+# Nodes that run a sampler.
+RUNNING = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
+# Nodes that make or change sigmas.
+SCHEDULES = (
+    "AlignYourStepsScheduler",
+    "BasicScheduler",
+    "BetaSamplingScheduler",
+    "ExponentialScheduler",
+    "ExtendIntermediateSigmas",
+    "FlipSigmas",
+    "Flux2Scheduler",
+    "GITSScheduler",
+    "Ideogram4Scheduler",
+    "KarrasScheduler",
+    "LTXVScheduler",
+    "LaplaceScheduler",
+    "ManualSigmas",
+    "OptimalStepsScheduler",
+    "PolyexponentialScheduler",
+    "SDTurboScheduler",
+    "SetFirstSigma",
+    "SplitSigmas",
+    "SplitSigmasDenoise",
+    "VPScheduler",
+)
+# What is given to them, where their defaults leave no run.
+GIVEN = {"SplitSigmas": {"step": 2}, "SplitSigmasDenoise": {"denoise": 0.5}}
+# Those whose sigmas are the ones of a scheduler in KSampler's list.
+SHIFTED = ("BasicScheduler", "BetaSamplingScheduler")
 ELSEWHERE = {
     "each in tests/comfy/test_guidance_guiders.py": (
         "BasicGuider CFGGuider DualCFGGuider DualModelGuider PerpNegGuider",
@@ -221,7 +250,12 @@ def names(text):
 
 def known():
     elsewhere = [name for text, _ in ELSEWHERE.values() for name in names(text)]
-    return {name.split(" (")[0] for name in ACTING} | IDLE.keys() | FAILING.keys() | {*SAMPLERS, *CFG_PP, *elsewhere}
+    return (
+        {name.split(" (")[0] for name in ACTING}
+        | IDLE.keys()
+        | FAILING.keys()
+        | {*SAMPLERS, *CFG_PP, *RUNNING, *SCHEDULES, *elsewhere}
+    )
 
 
 def test_no_node_is_unknown(comfy):
@@ -235,9 +269,14 @@ def test_no_node_is_unknown(comfy):
         ours = node.__module__.startswith("custom_nodes") or "kleinkit" in name.lower()
         if ours or getattr(node, "CATEGORY", "") == MERGES or "model_specific" in node.__module__:
             continue
-        if ("MODEL" in gives and "MODEL" in types(node)) or {"GUIDER", "SAMPLER"} & set(gives):
+        runs = any(kind in types(node) for kind in ("MODEL", "GUIDER")) and "LATENT" in gives and name != "AddNoise"
+        if (
+            runs
+            or ("MODEL" in gives and "MODEL" in types(node))
+            or any(kind in gives for kind in ("GUIDER", "SAMPLER", "SIGMAS"))
+        ):
             found.add(name)
-    assert len(found) > 60
+    assert len(found) > 80
     assert not found - known(), "Nodes of this ComfyUI that this test does not know: decide what they do beside ours."
 
 
@@ -268,6 +307,12 @@ def table():
     lines.append(f"| {', '.join(f'`{name}`' for name in SAMPLERS)} | both act; the log counts what ran |")
     lines.append(
         f"| {', '.join(f'`{name}`' for name in CFG_PP)} | both act; with an interval: one warning, “… {BOTH_PASSES} …” |"
+    )
+    lines.append(f"| {', '.join(f'`{name}`' for name in RUNNING)} | both act |")
+    shifted = " and ".join(f"`{name}`" for name in SHIFTED)
+    lines.append(
+        f"| {', '.join(f'`{name}`' for name in SCHEDULES)} | both act; Klein Dynamic Shift shifts what {shifted} make, and "
+        "leaves the others' sigmas as they are |"
     )
     for where, (text, said) in ELSEWHERE.items():
         more = " and every" + text.split(" and every")[1] if " and every" in text else ""
@@ -393,17 +438,75 @@ def test_a_node_that_fails_without_ours(klein, apply, run, name):
         run(theirs(klein), pixels=128, sigmas=SIGMAS[2:4])
 
 
+def defaults(node, **given):
+    """The inputs of a node: those of a type that is given, and defaults."""
+    inputs, types = {}, node.INPUT_TYPES()
+    for kind in ("required", "optional"):
+        for key, (of, *options) in types.get(kind, {}).items():
+            options = options[0] if options and isinstance(options[0], dict) else {}
+            choices = of if isinstance(of, list) else options.get("options")
+            if kind == "required" or isinstance(of, list) or "default" in options:
+                named = of if isinstance(of, str) else ""
+                inputs[key] = given[named] if named in given else options.get("default", choices[0] if choices else False)
+    return inputs
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_sigmas(klein, run_node, comfy, run, caplog, name):
+    node = comfy.NODE_CLASS_MAPPINGS.get(name)
+    if node is None:
+        return  # An older ComfyUI.
+    shift = ("KleinKitDynamicShift", {"shift": {"shift": "flux2"}})
+    given = GIVEN.get(name, {"steps": 4} if "steps" in node.INPUT_TYPES()["required"] else {})
+
+    def sigmas_of(model):
+        # Flipped they end below 1, from where ComfyUI divides by 0.
+        return run_node(name, **defaults(node, MODEL=model, SIGMAS=SIGMAS[1:]) | given)[0]
+
+    sigmas = sigmas_of(klein)
+    ours, theirs = (run(with_nodes(run_node, klein, LATE, skip), sigmas=sigmas) for skip in (SKIP, COMFYUI_SKIP))
+    assert torch.isfinite(ours).all() and not run.said
+    # Above sigma 1, which FLUX.2 does not know, ComfyUI's node does nothing.
+    assert sigmas.max() > 1.0 or (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    # Klein Dynamic Shift shifts what it says it shifts.
+    shifted = with_nodes(run_node, klein, shift)
+    changed = (run(shifted, sigmas=sigmas_of(shifted)) - run(klein, sigmas=sigmas)).abs().max() > 1e-4
+    assert bool(changed) == (name in SHIFTED)
+    run(shifted, sigmas=sigmas_of(shifted))
+    assert ("Klein Dynamic Shift: mu" in caplog.text) == bool(changed)
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_nodes_that_run_a_sampler(klein, run_node, name):
+    def sampled(*nodes):
+        from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+        model = with_nodes(run_node, klein, *nodes)
+        positive, negative = (conditioning(embeddings(192, seed)) for seed in (1, 2))
+        both, latent = dict(positive=positive, negative=negative, cfg=4.0), {"samples": torch.zeros(1, 128, 4, 4)}
+        stock = dict(model=model, steps=4, sampler_name="euler", scheduler="simple", latent_image=latent) | both
+        custom = dict(sampler=run_node("KSamplerSelect", sampler_name="euler")[0], sigmas=SIGMAS, latent_image=latent)
+        inputs = {
+            "KSampler": stock | dict(seed=1, denoise=1.0),
+            "KSamplerAdvanced": stock
+            | dict(add_noise="enable", noise_seed=1, start_at_step=0, end_at_step=3, return_with_leftover_noise="disable"),
+            "SamplerCustom": custom | both | dict(model=model, add_noise=True, noise_seed=1),
+            "SamplerCustomAdvanced": custom
+            | dict(noise=Noise_RandomNoise(1), guider=run_node("CFGGuider", model=model, **both)[0]),
+        }
+        return run_node(name, **inputs[name])[0]["samples"]
+
+    ours, theirs = sampled(LATE, SKIP), sampled(LATE, COMFYUI_SKIP)
+    assert (ours - sampled(LATE)).abs().max() > 1e-2
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("name", SAMPLERS + CFG_PP)
 def test_samplers(klein, run_node, comfy, run, name):
     node = comfy.NODE_CLASS_MAPPINGS.get(name)
     if node is None:
         return  # An older ComfyUI.
-    inputs = {}
-    for key, (kind, *options) in ((key, value) for part in node.INPUT_TYPES().values() for key, value in part.items()):
-        options = options[0] if options and isinstance(options[0], dict) else {}
-        choices = kind if isinstance(kind, list) else options.get("options")
-        inputs[key] = klein if kind == "MODEL" else options.get("default", choices[0] if choices else False)
-    (sampler,) = run_node(name, **inputs)
+    (sampler,) = run_node(name, **defaults(node, MODEL=klein))
     ours, theirs = (run(with_nodes(run_node, klein, LATE, skip), sampler) for skip in (SKIP, COMFYUI_SKIP))
     assert torch.isfinite(ours).all()
     assert [BOTH_PASSES in said for said in run.said] == [True] * (name in CFG_PP)
