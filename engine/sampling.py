@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -238,6 +239,8 @@ def predict(
             guider.conds = {**conds, "positive": conds["negative"]}
         if one_pass or negative_only:
             values[POST] = [one_prediction(hook) for hook in model_options[POST]]
+        if run.keeps:
+            values[POST] = [partial(kept, run), *values.get(POST, model_options[POST])]
         if asked == cfg:
             guider.cfg = 1.0 if negative_only else scale
         with (
@@ -252,6 +255,12 @@ def predict(
         guider.cfg, guider.conds = cfg, conds
         run.keeps.clear()
         run.entries.clear()
+
+
+def kept(run: Run, args: dict) -> torch.Tensor:
+    """The first post-CFG hook of a step: what another node's hook runs after it is not kept for ours."""
+    run.keeps.clear()
+    return args["denoised"]
 
 
 def one_prediction(hook: Callable[[dict], torch.Tensor]) -> Callable[[dict], torch.Tensor]:

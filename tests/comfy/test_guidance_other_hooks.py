@@ -155,6 +155,24 @@ def test_the_skip_pass_beside_a_node_that_mixes_the_rows(klein, run, mixed):
     assert far(ours, theirs) <= 1e-5
 
 
+def test_a_pass_of_another_node_does_not_make_ours_longer(klein, run):
+    def their_pass(args):
+        import comfy.samplers
+
+        comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"])  # fmt: skip
+        return args["denoised"]
+
+    model, begun = klein.clone(), []
+    model.set_model_sampler_post_cfg_function(their_pass)
+    hook = klein.model.diffusion_model.double_blocks[0].register_forward_pre_hook(lambda *_: begun.append(None))
+    ours = run(model, SKIP)
+    hook.remove()
+    # The sampler's and theirs: ours begins later.
+    assert len(begun) == 2 * 6
+    assert far(ours, run(klein, SKIP)) <= 1e-5
+
+
 def test_a_block_that_another_node_replaces_during_the_run_stays_so(klein, run):
     def weigh(args, extra):
         out = extra["original_block"](args)
