@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from ..checks import expected, in_node, number, one_of
+from ..engine.samplers import asks_once
 from ..guidance import stack
 from ..guidance.adaptive import Adaptive
 from ..guidance.apg import APG
@@ -31,7 +32,7 @@ from ..guidance.zero_star import CFGZeroStar
 from .sigmas import inputs_of
 from .sigmas import preview as preview_sigmas
 
-SETTINGS = "schedule", "unguided", "rules", "distilled", "cfg", "sigmas"
+SETTINGS = "schedule", "unguided", "rules", "distilled", "cfg", "sampler", "sigmas"
 # The server waits while a plan is made, step by step.
 MOST_STEPS = 1000
 MOST_RULES = 16
@@ -157,13 +158,14 @@ def preview(settings: dict) -> dict:
     Args:
         settings: `rules`, the nodes in the order of the wiring as `rules_of` takes them; in front of them one `KleinKitCFG`
             by its inputs (`schedule`, `schedule.start`, `unguided`, …); `distilled`, whether the loader's guard is on the
-            model; `cfg` of the sampler; and `sigmas`, the settings of `sigmas.preview`. Those that are left out have their
-            defaults, cfg 5.
+            model; `cfg` of the sampler; `sampler`, its name; and `sigmas`, the settings of `sigmas.preview`. Those that are
+            left out have their defaults, cfg 5 and euler.
     Returns:
         dict: `cfg` [n], the scale of each step; `passes` [n], how many run; `total`, their sum; `plain`, how many run
         without any of the rules; `ignored`, the highest cfg that counts as 1 because the model is distilled, else 0;
         `negative`, whether the negative prompt counts in a step; `decides`, the nodes that can end guidance during the
-        run, so that `total` is the most that runs; `rules`, the nodes of the rules in the order in which they act, without a
+        run, so that `total` is the most that runs; `once`, whether the sampler asks for the passes of each step once and for
+        no others; `rules`, the nodes of the rules in the order in which they act, without a
         Klein CFG that changes nothing.
     Raises:
         ValueError: no such setting, or a value that does not fit.
@@ -175,7 +177,10 @@ def preview(settings: dict) -> dict:
     first = {name: settings[name] for name in ("schedule", "unguided") if name in settings}
     listed, distilled = settings.get("rules", []), settings.get("distilled", False)
     cfg, of_sigmas = settings.get("cfg", 5.0), settings.get("sigmas", {})
+    sampler = settings.get("sampler", "euler")
     number("cfg", cfg, 0.0, 100.0)
+    if not isinstance(sampler, str):
+        raise expected("sampler", "a name", sampler)
     if not isinstance(distilled, bool):
         raise expected("distilled", "true or false", distilled)
     if not isinstance(of_sigmas, dict):
@@ -199,6 +204,7 @@ def preview(settings: dict) -> dict:
         "plain": sum(len(step.passes) for step in plan(guard, sigmas, cfg)),
         "ignored": max((step.cfg for step in asked if step.cfg > 1.0), default=0.0) if distilled else 0.0,
         "negative": any(UNCOND in step.passes or any(rule.mix(step) for rule in rules) for step in steps),
+        "once": asks_once(sampler),
         "decides": [rule.node for rule in rules if guided and rule.decides],
         "rules": [rule.node for rule in stack.ordered(rules) if rule != CFG()],
     }

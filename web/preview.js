@@ -9,7 +9,10 @@ import { say } from "./words.js"
 const ASSUMED = { steps: 20, width: 1024, height: 1024 }
 const ASSUMED_CFG = 5
 const CELL = 16
+// What of a run's sigmas a plan of guidance goes by.
+const OF_RUN = ["steps", "start_at_step", "end_at_step", "sigmas"]
 const MOST_DOTS = 100
+const MOST_PROMPTS = 100
 const MOST_LABELS = 12
 // Nodes between a loader and a sampler that run no pass and change no cfg.
 const PASSING = /^(Lora|ModelSampling|TorchCompile|KleinKit(DynamicShift|Probe)$)/
@@ -18,6 +21,11 @@ const PRESET = "KleinKitGuidance"
 // The one that puts a guard on a distilled model.
 const LOADER = "KleinKitLoader"
 const REFERENCES = "KleinKitReferences"
+// Guiders whose passes are those of the plan, and the one of them without a negative.
+const NO_NEGATIVE = "BasicGuider"
+const GUIDERS = ["CFGGuider", NO_NEGATIVE]
+// Nodes after which a prompt is more than one pass, or none in some steps.
+const OTHER_PASSES = /Combine|TimestepRange/
 // Nodes whose picture is a file of the server's.
 const OF_FILES = ["LoadImage", "LoadImageOutput"]
 
@@ -213,6 +221,37 @@ function wayOf(node) {
   return { chain: [...chainTo(last), last] }
 }
 
+/** The titles of the nodes that change how many passes the prompts of a node are. */
+function promptsOtherThanOne(node) {
+  const found = new Set([node])
+  for (const one of found) {
+    for (const [index, { type }] of one?.inputs?.entries() ?? []) {
+      if (type === "CONDITIONING" && found.size < MOST_PROMPTS) found.add(origin(one, index)?.node)
+    }
+  }
+  return [...found].filter((one) => OTHER_PASSES.test(one?.comfyClass)).map(({ title }) => title)
+}
+
+/** The steps that a sampler makes of those that it has: KSamplerAdvanced may begin later and end earlier. */
+function stepsOf(node) {
+  const { values, unknown } = numbers(node, ["steps"])
+  if (!node || unknown.length || !widgetOf(node, "start_at_step")) return { values, unknown }
+  const part = numbers(node, ["start_at_step", "end_at_step"])
+  const { start_at_step: start = 0, end_at_step: end = values.steps } = part.values
+  const steps = Math.max(Math.min(end, values.steps) - start, 0)
+  // The sigmas of a part are none of a whole run.
+  const whole = steps === values.steps ? [] : ["sigmas"]
+  return { values: steps ? { steps } : { denoise: 0 }, unknown: [...part.unknown, ...whole] }
+}
+
+/** The name of the sampler's function, or the title of the node that makes the sampler. */
+function samplerOf(node) {
+  const maker = node && linked(node, "sampler") ? source(node, "sampler") : node
+  if (!maker) return {}
+  const name = widgetOf(maker, "sampler_name") && known(maker, "sampler_name")
+  return typeof name === "string" ? { sampler: name } : { other: maker === node ? undefined : maker.title }
+}
+
 /** Settings of `/kleinkit/guidance`, what of them is not known, and what else there is to say. */
 function guidanceSettings(node) {
   const { taker, chain } = wayOf(node)
@@ -242,15 +281,21 @@ function guidanceSettings(node) {
     } else if (has(one.inputs, "MODEL") && !PASSING.test(one.comfyClass)) others.push(one.title)
   }
   const sampler = taker && widgetOf(taker, "cfg") ? taker : leads(node, (one) => widgetOf(one, "cfg"))
-  const scale = numbers(sampler, ["cfg"])
+  const guider = has(taker?.outputs, "GUIDER") ? taker.comfyClass : undefined
+  if (guider && !GUIDERS.includes(guider)) others.push(taker.title)
+  const scale = guider === NO_NEGATIVE ? { values: { cfg: 1 }, unknown: [] } : numbers(sampler, ["cfg"])
   const sampling = sampler ?? taker ?? node
   const sigmas = widgetOf(sampling, "steps") && sampling !== node ? sampling : leads(sampling, (one) => linked(one, "sigmas"))
   const maker = sigmas && linked(sigmas, "sigmas") ? source(sigmas, "sigmas") : sigmas
-  const ofSteps = numbers(maker, ["steps"])
+  const ofSteps = stepsOf(maker)
+  const { sampler: name, other } = samplerOf(sigmas)
+  if (name) settings.sampler = name
+  others.push(...promptsOtherThanOne(taker), ...(other ? [other] : []))
   const made = sigmaSettings[maker?.comfyClass]?.(maker) ?? { settings: ofSteps.values, unknown: ofSteps.unknown }
   Object.assign(settings.sigmas, made.settings)
-  unknown.push(...scale.unknown, ...made.unknown.filter((name) => name === "steps"))
-  return { settings: { ...settings, ...scale.values }, unknown, others, replaced: replaced && node.title, isPreset }
+  unknown.push(...scale.unknown, ...made.unknown.filter((name) => OF_RUN.includes(name)))
+  const withoutNegative = guider === NO_NEGATIVE && taker.title
+  return { settings: { ...settings, ...scale.values }, unknown, others, withoutNegative, replaced: replaced && node.title, isPreset }
 }
 
 // What is drawn
@@ -262,6 +307,7 @@ function assumed(unknown, settings) {
     cfg: `cfg ${settings.cfg ?? ASSUMED_CFG}`,
     denoise: `denoise ${settings.denoise ?? 1}`,
     shift: "shift flux2",
+    sigmas: say("the sigmas of a whole run"),
   }
   const size = unknown.includes("width") || unknown.includes("height") ? [`${settings.width}×${settings.height}`] : []
   const others = unknown.filter((name) => !(name in texts) && name !== "width" && name !== "height")
@@ -314,16 +360,17 @@ function titleOf(kind) {
   return LiteGraph.registered_node_types[kind]?.title ?? kind
 }
 
-function guidanceFigure(answer, { settings, unknown, others, replaced, isPreset }) {
-  const { cfg, passes, total, plain, ignored, negative, decides, rules } = answer
+function guidanceFigure(answer, { settings, unknown, others, withoutNegative, replaced, isPreset }) {
+  const { cfg, passes, total, plain, ignored, negative, decides, rules, once } = answer
   const steps = cfg.length
+  const uncounted = [...others, !once && settings.sampler, negative && withoutNegative].filter(Boolean)
   const notes = [
     isPreset && (rules.length ? say("does: {nodes}", { nodes: rules.map(titleOf).join(", ") }) : say("no guidance nodes")),
     ignored && negative && say("distilled model: cfg {cfg} counts as 1", { cfg: rounded(ignored) }),
     ignored && !negative && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
     decides.length && say("fewer once {nodes} decides", { nodes: decides.map(titleOf).join(", ") }),
     replaced && say("A later {node} takes the place of this one.", { node: replaced }),
-    others.length && say("not counted: {nodes}", { nodes: [...new Set(others)].join(", ") }),
+    uncounted.length && say("not counted: {nodes}", { nodes: [...new Set(uncounted)].join(", ") }),
     assumed(unknown, { ...settings, steps }),
   ]
   if (!steps) {

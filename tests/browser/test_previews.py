@@ -37,6 +37,11 @@ def put_mode(page, node, key):
     page.evaluate("app.canvas.deselectAll()")
 
 
+def title(page, node):
+    """What stands on a node."""
+    return page.evaluate("(id) => app.graph.getNodeById(id).title", node)
+
+
 BYPASS, MUTE = "Control+b", "Control+m"
 
 
@@ -126,6 +131,65 @@ def test_what_is_not_known_is_said(page, sampled):
     connect(page, (plain, 0, theirs, "model"), (theirs, 0, cfg, "model"))
     expect(figure(page, "8 steps: 16 of 16 passes. not counted: PerturbedAttentionGuidance.")).to_be_visible()
     expect(figure(page, "not known")).to_have_count(0)
+
+
+@one_renderer
+def test_a_part_of_a_run_is_as_long_as_it_is(page):
+    cfg, sampler = add(page, "KleinKitCFG", "KSamplerAdvanced")
+    connect(page, (cfg, 0, sampler, "model"))
+    choose(page, cfg, "schedule", "interval")
+    enter(page, cfg, "schedule.end", 0.5)
+    enter(page, sampler, "steps", 12)
+    expect(figure(page, "12 steps: 18 of 24 passes")).not_to_contain_text("sigmas")
+    enter(page, sampler, "start_at_step", 4)
+    enter(page, sampler, "end_at_step", 8)
+    expect(figure(page, "4 steps: 6 of 8 passes")).to_contain_text("the sigmas of a whole run")
+
+
+@one_renderer
+def test_a_guider_without_a_negative_runs_one_pass(page):
+    cfg, basic, scheduler, sampler = add(page, "KleinKitCFG", "BasicGuider", "KleinKitScheduler", "SamplerCustomAdvanced")
+    connect(page, (cfg, 0, basic, "model"), (basic, 0, sampler, "guider"), (scheduler, 0, sampler, "sigmas"))
+    expect(figure(page, "20 steps: 20 of 20 passes")).not_to_contain_text("cfg")
+    choose(page, cfg, "schedule", "curve")
+    expect(figure(page, "20 steps: ")).to_contain_text(f"not counted: {title(page, basic)}")
+
+
+@one_renderer
+@pytest.mark.parametrize("guider", ["DualCFGGuider", "PerpNegGuider"])
+def test_a_guider_of_more_passes_is_not_counted(page, guider):
+    cfg, other, scheduler, sampler = add(page, "KleinKitCFG", guider, "KleinKitScheduler", "SamplerCustomAdvanced")
+    connect(page, (cfg, 0, other, "model"), (other, 0, sampler, "guider"), (scheduler, 0, sampler, "sigmas"))
+    expect(figure(page, "20 steps: ")).to_contain_text(f"not counted: {title(page, other)}")
+
+
+@one_renderer
+def test_a_sampler_that_asks_more_often_is_not_counted(page, sampled):
+    loader, cfg, sampler = sampled
+    choose(page, loader, "diffusion_model", BASE)
+    expect(figure(page, "8 steps: 16 of 16 passes")).not_to_contain_text("not counted")
+    choose(page, sampler, "sampler_name", "heun")
+    expect(figure(page, "8 steps: 16 of 16 passes")).to_contain_text("not counted: heun")
+    select_sampler, guider, scheduler, custom = add(
+        page, "KSamplerSelect", "CFGGuider", "KleinKitScheduler", "SamplerCustomAdvanced"
+    )
+    choose(page, select_sampler, "sampler_name", "dpmpp_sde")
+    page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", sampler)
+    connect(page, (cfg, 0, guider, "model"), (guider, 0, custom, "guider"), (scheduler, 0, custom, "sigmas"))
+    connect(page, (select_sampler, 0, custom, "sampler"))
+    expect(figure(page, "20 steps: 40 of 40 passes")).to_contain_text("not counted: dpmpp_sde")
+
+
+@one_renderer
+@pytest.mark.parametrize("kind", ["ConditioningCombine", "ConditioningSetTimestepRange"])
+def test_prompts_that_are_not_one_pass_are_not_counted(page, sampled, kind):
+    loader, _, sampler = sampled
+    choose(page, loader, "diffusion_model", BASE)
+    other, zero = add(page, kind, "ConditioningZeroOut")
+    connect(page, (other, 0, zero, "conditioning"), (zero, 0, sampler, "positive"))
+    # A link that no hand has drawn is seen with the next change.
+    enter(page, sampler, "steps", 9)
+    expect(figure(page, "9 steps: 18 of 18 passes")).to_contain_text(f"not counted: {title(page, other)}")
 
 
 @pytest.mark.parametrize(

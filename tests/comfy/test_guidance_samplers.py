@@ -80,6 +80,23 @@ def samplers(comfy):
     return comfy.samplers.SAMPLER_NAMES
 
 
+def test_the_plan_s_passes_are_those_of_samplers_that_ask_once(klein, run_node, samplers, pack):
+    prompts, model = [conditioning(embeddings(192, seed)) for seed in (1, 2)], with_nodes(run_node, klein, HALF)
+
+    def passes(sampler):
+        rows = []
+        hook = klein.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        comfy_run(model, SIGMAS, latent_noise(32, 32), *prompts, 4.0, sampler)
+        hook.remove()
+        return sum(rows)
+
+    settings = dict(HALF[1]["schedule"], unguided="conditional", sigmas={"steps": STEPS})
+    settings = {f"schedule.{name}" if name in ("start", "end") else name: value for name, value in settings.items()}
+    planned = {sampler: pack("previews.guidance").preview(settings | {"sampler": sampler}) for sampler in samplers}
+    once = {sampler for sampler, plan in planned.items() if passes(sampler) == plan["total"]} - OWN_SIGMAS
+    assert once == {sampler for sampler, plan in planned.items() if plan["once"]}
+
+
 def test_the_index_is_of_the_interval_that_the_sigma_lies_in(klein, run_node, samplers):
     model = with_nodes(run_node, klein, CONSTANT)
     bounds = SIGMAS.tolist()
