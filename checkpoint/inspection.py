@@ -72,7 +72,7 @@ class Part:
     prefix: what its keys begin with in the file.
     weights: the dtype or quantisation of most of its bytes.
     bytes: of its tensors.
-    width: hidden size; of a VAE, its latent channels (before the 2×2 patching).
+    width: hidden size; 0 of a VAE.
     layers: of a Klein, the blocks of each stack of its family; or (layers,).
     text_width: of a diffusion model, the width of the text that it takes; 0 where its format does not tell.
     text_weights: how the layer that takes the text is stored, where its format is unknown.
@@ -192,7 +192,7 @@ def inspect_taef2(encoder: str | Path, decoder: str | Path) -> Checkpoint:
         for side, header in zip(("encoder", "decoder"), headers, strict=True)
         for key, tensor in header.tensors.items()
     }
-    part = _part(tensors, Formats(VALUES.get), VAE, TAEF2, "", width=32)
+    part = _part(tensors, Formats(VALUES.get), VAE, TAEF2, "")
     return Checkpoint("taef2", (Path(encoder), Path(decoder)), tensors, {}, {VAE: part})
 
 
@@ -341,15 +341,7 @@ def _vae(tensors: dict[str, Tensor], formats: Formats):
         else:
             known = {4: "Stable Diffusion 1's or SDXL's VAE", 16: "FLUX.1's or Stable Diffusion 3's VAE"}
             architecture = known.get(channels, f"a VAE of {channels} latent channels")
-        return _part(
-            tensors,
-            formats,
-            VAE,
-            architecture,
-            prefix,
-            width=channels,
-            diffusers_keys=prefix + "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors,
-        )
+        return _part(tensors, formats, VAE, architecture, prefix)
     found = _first(tensors, VAE_KEYS, ("", "vae.", "first_stage_model."))
     return found and _part(tensors, formats, VAE, *found)
 

@@ -16,9 +16,7 @@ MODES = {
 }
 
 
-def renorm(
-    guided: torch.Tensor, cond: torch.Tensor, mode: str = "global", strength: float = 1.0, shrink_only: bool = True
-) -> torch.Tensor:
+def renorm(guided: torch.Tensor, cond: torch.Tensor, mode: str, strength: float, shrink_only: bool) -> torch.Tensor:
     """v scaled to ‖v_c‖ a sample, a token or a channel, blended by `strength` (Lumina-Image 2.0, arXiv 2503.21758).
 
     Args:

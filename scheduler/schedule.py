@@ -87,7 +87,7 @@ def steps_made(steps: int, denoise: float, mode: str) -> tuple[int, int]:
     """How many steps a schedule has, and the first of them that the run keeps.
 
     `ksampler` makes ⌊steps/denoise⌋ and keeps the last `steps` (ComfyUI's `KSampler.set_steps`); `strength` makes
-    `steps` and keeps the last min(steps·denoise, steps) (diffusers' `get_timesteps`); `sigma` keeps all.
+    `steps` and keeps the last steps·denoise (diffusers' `get_timesteps`); `sigma` keeps all.
 
     Args:
         steps: int.
@@ -100,7 +100,7 @@ def steps_made(steps: int, denoise: float, mode: str) -> tuple[int, int]:
         made = int(steps / denoise)
         return made, made - steps
     if mode == "strength":
-        return steps, int(max(steps - min(steps * denoise, steps), 0))
+        return steps, int(steps - steps * denoise)
     return steps, 0
 
 
