@@ -83,17 +83,17 @@ def test_reads_only_the_header_of_11_gb(tmp_path, monkeypatch):
 
 
 QUANTISATIONS = {
-    # format: (dtype of a weight, columns of `size` numbers, what lies beside it)
-    "float8_e4m3fn": ("F8_E4M3", lambda size: size, {"weight_scale": ("F32", ())}),
-    "nvfp4": ("U8", lambda size: size // 2, {"weight_scale_2": ("F32", ())}),
-    "int8_tensorwise": ("I8", lambda size: size, {"weight_scale": ("F32", (1, 1))}),
-    "convrot_w4a4": ("I8", lambda size: size // 2, {"weight_scale": ("F32", (3072,))}),
+    # format: (dtype of a weight, columns of `size` numbers, what lies beside it, what a user reads)
+    "float8_e4m3fn": ("F8_E4M3", lambda size: size, {"weight_scale": ("F32", ())}, "fp8 scaled"),
+    "nvfp4": ("U8", lambda size: size // 2, {"weight_scale_2": ("F32", ())}, "nvfp4"),
+    "int8_tensorwise": ("I8", lambda size: size, {"weight_scale": ("F32", (1, 1))}, "int8"),
+    "convrot_w4a4": ("I8", lambda size: size // 2, {"weight_scale": ("F32", (3072,))}, "convrot_w4a4"),
 }
 
 
 def quantised(form, fused, marked=True):
     """A distilled one whose linear layers are quantised, the text input as well; q, k, v may be one."""
-    dtype, columns, beside = QUANTISATIONS[form]
+    dtype, columns, beside, _ = QUANTISATIONS[form]
     mark = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
     tensors = {}
     for key, (kind, shape) in flux3_klein().items():
@@ -112,12 +112,14 @@ def quantised(form, fused, marked=True):
     return tensors
 
 
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("form", QUANTISATIONS)
-def test_quantised(look, form, fused):
-    found = look(quantised(form, fused))
+def test_quantised(look, form, fused, marked):
+    found = look(quantised(form, fused, marked))
     pairing.check_model(found)
     assert found.parts[MODEL].text_width == 20480 and found.parts[MODEL].quantised
+    assert found.parts[MODEL].weights == QUANTISATIONS[form][-1]
     assert variant_of(found, "auto", None).name == "distilled"
 
 
@@ -301,19 +303,15 @@ def test_info(look):
     base, distilled = told(look, False, qwen3_vl()), told(look, True, qwen3(layers=32))
     assert "flux3.safetensors is FLUX 3 Image Klein 5.5B, bf16, 11.08 GB." in base
     assert "; 50 steps and cfg 3.5. Black Forest Labs' README says cfg 4." in base
-    assert "Qwen3-VL of width 2560, bf16, 32 of its 36 layers." in base
+    assert "Qwen3-VL of width 2560, bf16, 32 of its 36 layers. VAE: v.safetensors" in base
+    assert "Qwen3 of width 2560, bf16, all 32 layers." in distilled
     assert "; 16 steps and cfg 1. A cfg above 1 counts as 1." in distilled
     assert "It counts as a Qwen3-VL because you chose it: its tensors do not tell." in distilled
 
 
 def test_final_modulation_changes_halves():
-    weight, key = torch.arange(4.0)[:, None], "final_layer.image.adaLN_modulation.1.weight"
-    assert original_weight(FLUX3_KLEIN, key, [weight]).flatten().tolist() == [
-        2,
-        3,
-        0,
-        1,
-    ]
+    weight, key = torch.arange(6.0)[:, None], "final_layer.image.adaLN_modulation.1.weight"
+    assert original_weight(FLUX3_KLEIN, key, [weight]).flatten().tolist() == [3, 4, 5, 0, 1, 2]
     assert original_weight(FLUX3_KLEIN, "txt_in.weight", [weight]) is weight
 
 

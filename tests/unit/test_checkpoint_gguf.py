@@ -167,6 +167,21 @@ def test_bad_file(tmp_path, content, words):
     assert words in str(error.value) and "bad.gguf" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_header_of_the_largest_size(tmp_path):
+    path = tmp_path / "big.gguf"
+
+    def header(more):
+        """One row of bytes, which ends so many bytes behind the limit."""
+        around = len(b"GGUF" + bytes(20) + value(9, bytes(12)))
+        row = value(9, struct.pack("<IQ", 0, LARGEST_HEADER + more - around))
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + row)
+        return read_gguf(path)
+
+    assert header(0).tensors == {}
+    with pytest.raises(CheckpointError, match=f"a header of more than {LARGEST_HEADER} bytes"):
+        header(1)
+
+
 def test_two_names_of_one_tensor(tmp_path):
     original = entry(b"model.layers.0.input_layernorm.weight") + entry(b"blk.0.attn_norm.weight")
     named = value(8, text(b"qwen3"), b"general.architecture")

@@ -26,6 +26,7 @@ BAD = {
     "seven bytes": (b"1234567", "too short"),
     "empty header": (struct.pack("<Q", 0), "its header is empty"),
     "length beyond the file": (struct.pack("<Q", 1000) + b"{}", "truncated or not a safetensors file"),
+    "length one beyond the file": (struct.pack("<Q", 3) + b"{}", "truncated or not a safetensors file"),
     "length of 2^64 - 1": (b"\xff" * 8 + b"{}", "truncated or not a safetensors file"),
     "pickle": (pickle.dumps({"a": [1.0] * 100}, protocol=2), "a pickle"),
     "zip": (b"PK\x03\x04" + b"\x01" * 100, "a zip archive"),
@@ -76,8 +77,10 @@ def test_pipe_does_not_block(tmp_path):
         read_header(tmp_path / "pipe.safetensors")
 
 
-def test_header_of_the_largest_size(tmp_path):
+def test_header_of_the_smallest_and_of_the_largest_size(tmp_path):
     path = tmp_path / "big.safetensors"
+    path.write_bytes(packed(b"{}"))
+    assert read_header(path).tensors == {}
     path.write_bytes(packed(b'{"__metadata__": {"a": ' + b'"' + b"x" * (LARGEST_HEADER - 27) + b'"}}'))
     assert len(read_header(path).metadata["a"]) == LARGEST_HEADER - 27
     for worst in (b"[" + b"0," * (LARGEST_HEADER // 2 - 1) + b"0]", b"{" * LARGEST_HEADER, b"9" * LARGEST_HEADER):

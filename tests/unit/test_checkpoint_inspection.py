@@ -206,7 +206,16 @@ def test_old_scaled_fp8(file):
 
 
 def test_packed_text_width(file):
-    assert inspect(file(klein() | {"txt_in.weight": ("U8", (3072, 3840))})).parts[MODEL].text_width == 7680
+    packed = klein() | {"txt_in.weight": ("U8", (3072, 3840))}
+    assert inspect(file(packed)).parts[MODEL].text_width == 7680
+    # All that comfy/quant_ops.py has beside a weight of nvfp4.
+    beside = {
+        "txt_in.weight_scale": ("F8_E4M3", (3072, 480)),
+        "txt_in.weight_scale_2": ("F32", ()),
+        "txt_in.input_scale": ("F32", ()),
+        "txt_in.pre_quant_scale": ("BF16", (7680,)),
+    }
+    assert inspect(file(packed | beside)).parts[MODEL].text_width == 7680
 
 
 @pytest.mark.parametrize(
@@ -227,8 +236,9 @@ def test_packed_text_width(file):
         ({"encoder.block.0.layer.0.SelfAttention.k.weight": ("F16", (4096, 4096))}, TEXT_ENCODER, "T5"),
         (flux2_vae(16), VAE, "FLUX.1's"),
         (flux2_vae(4), VAE, "SDXL's"),
-        ({"x.lora_A.weight": ("F16", (4, 4))}, MODEL, "a LoRA"),
+        ({"x.alpha": ("F16", ()), "x.lora_A.weight": ("F16", (4, 4))}, MODEL, "a LoRA"),
         (qwen3(), MODEL, "Qwen3"),
+        (klein(**NINE), TEXT_ENCODER, "FLUX.2 [klein] 9B"),
         ({"x": ("F16", (4, 4))}, MODEL, "nothing that KleinKit knows"),
     ],
 )

@@ -4,12 +4,14 @@ import json
 
 import files
 import pytest
-from files import flux2_vae, klein, write
+from files import flux2_vae, flux3_klein, klein, write
 from kleinkit.checkpoint import pairing, qwen3
 from kleinkit.checkpoint.diffusers_folder import inspect_folder
+from kleinkit.checkpoint.families import FLUX2_KLEIN, FLUX3_KLEIN
 from kleinkit.checkpoint.header import CheckpointError
 from kleinkit.checkpoint.info import paragraph
 from kleinkit.checkpoint.inspection import TEXT_ENCODER, VAE, inspect, inspect_taef2
+from kleinkit.checkpoint.klein import layout
 from kleinkit.checkpoint.variant import Variant, decide
 
 NINE = dict(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288)
@@ -134,11 +136,14 @@ def test_misfit_says_what_to_do(look):
         "these fit: qwen_3_8b.safetensors",
     ):
         assert part in error
+    assert "rope" not in error
     assert "put qwen_3_8b.safetensors into models/text_encoders" in str(pairing.misfit(model, TEXT_ENCODER, None, []))
     error = str(pairing.misfit(model, VAE, look("ae.safetensors", flux2_vae(16)), []))
     assert "ae.safetensors is FLUX.1's" in error and "put flux2-vae.safetensors into models/vae" in error
     damaged = CheckpointError("x.safetensors is truncated")
     assert str(damaged) in str(pairing.misfit(model, VAE, None, [], [damaged]))
+    odd = look("odd.safetensors", klein(text_width=3 * 1000))
+    assert str(pairing.misfit(odd, TEXT_ENCODER, None, [])).endswith("put one that fits into models/text_encoders.")
 
 
 def test_model_is_checked_whole(look):
@@ -154,6 +159,15 @@ def test_model_is_checked_whole(look):
         pairing.check_model(look("odd.safetensors", klein() | odd))
     with pytest.raises(CheckpointError, match=r"7681 wide"):
         pairing.check_model(look("wide.safetensors", klein(text_width=7681)))
+
+
+@pytest.mark.parametrize(
+    "family, blocks, published", [(FLUX2_KLEIN, (5, 20), klein), (FLUX3_KLEIN, (5, 5, 5, 28), flux3_klein)]
+)
+def test_which_rows_go_by_the_hidden_size(family, blocks, published):
+    known = {key: rows for key, (rows, _) in layout(family, blocks, distilled=True).items()}
+    shapes = {key: shape for key, (_, shape) in published(hidden=3072).items()}
+    assert known == {key: rows // 3072 if rest and rows % 3072 == 0 else None for key, (rows, *rest) in shapes.items()}
 
 
 def test_quantised_rows_are_not_packed(look):
@@ -207,12 +221,22 @@ def test_text_encoder_that_lacks_tensors(look):
     del tensors["model.layers.20.mlp.up_proj.weight"]
     with pytest.raises(CheckpointError, match=r"t\.safetensors is damaged: .* no model\.layers\.20\.mlp\.up_proj"):
         qwen3.config(look("t.safetensors", tensors), trim=True)
+    with pytest.raises(CheckpointError, match=r"t\.safetensors is damaged"):
+        pairing.fits(look("m.safetensors", klein()), TEXT_ENCODER, look("t.safetensors", tensors))
+    tensors = files.qwen3()
+    del tensors["model.layers.30.mlp.up_proj.weight"]
+    qwen3.config(look("t.safetensors", tensors), trim=True)
+    with pytest.raises(CheckpointError, match=r"no model\.layers\.30\.mlp\.up_proj"):
+        qwen3.config(look("t.safetensors", tensors), trim=False)
     with pytest.raises(CheckpointError, match=r"s\.safetensors has 26 layers, and Klein reads up to layer 27"):
         qwen3.config(look("s.safetensors", files.qwen3(layers=26)), trim=True)
 
 
-def test_taef2(models, tmp_path):
-    assert inspect_taef2(models["vae_encoder"], models["vae_decoder"]).parts[VAE].architecture == "TAEF2"
+def test_taef2(models, look, tmp_path):
+    taef2, model = inspect_taef2(models["vae_encoder"], models["vae_decoder"]), look("m.safetensors", klein())
+    assert taef2.parts[VAE].architecture == "TAEF2"
+    longest = look("a-vae-of-a-longer-name.safetensors", flux2_vae())
+    assert pairing.rank(model, longest) < pairing.rank(model, taef2)
     other = write(tmp_path / "taesd_decoder.safetensors", {"1.weight": ("F16", (64, 4, 3, 3))})
     with pytest.raises(CheckpointError, match=r"taesd_decoder\.safetensors is not TAEF2's"):
         inspect_taef2(models["vae_encoder"], other)
@@ -289,6 +313,12 @@ class TestFolder:
         with pytest.raises(CheckpointError) as error:
             inspect_folder(folder)
         assert words in str(error.value)
+
+    def test_a_folder_in_place_of_an_index(self, folder):
+        (folder / "model_index.json").unlink()
+        (folder / "model_index.json").mkdir()
+        with pytest.raises(CheckpointError, match=r"^model_index\.json cannot be read: Is a directory"):
+            inspect_folder(folder)
 
     @pytest.mark.parametrize(
         "shard, words",

@@ -5,7 +5,7 @@ import pytest
 from files import klein, write
 from kleinkit.checkpoint import pairing
 from kleinkit.checkpoint.inspection import MODEL, TEXT_ENCODER, VAE, inspect
-from kleinkit.checkpoint.variant import decide
+from kleinkit.checkpoint.variant import decide, variant_of
 
 LAYER = "double_blocks.0.img_attn.qkv"
 
@@ -87,6 +87,15 @@ def test_a_diffusers_folder_decides():
         assert found.distilled is says and found.reason == "its model_index.json says so"
 
 
+def test_of_flux2_the_user_decides_or_else_its_name(look):
+    found = look("flux-2-klein-base-4b.safetensors", klein())
+    assert variant_of(found, "auto", None) == decide(found.name, {}) and variant_of(found, "auto", None).name == "base"
+    assert variant_of(found, "auto", True).distilled
+    for wanted in ("base", "distilled"):
+        variant = variant_of(found, wanted, wanted == "base")
+        assert (variant.name, variant.reason) == (wanted, "as `variant` says")
+
+
 def test_what_to_install_goes_by_the_size_in_the_models_name():
     four, nine = "qwen_3_4b.safetensors", "qwen_3_8b.safetensors"
     for name, wanted in (("flux-2-klein-4b", [four]), ("myKlein9Bv2", [nine]), ("my-klein", [four, nine])):
@@ -98,6 +107,10 @@ def test_what_to_install_goes_by_the_size_in_the_models_name():
 def test_a_name_is_likelier_the_more_it_shares_with_the_published_ones(look):
     model = look("m.safetensors", klein())
     encoders = [pairing.likeness(model, TEXT_ENCODER, f"{name}.safetensors") for name in ("qwen_3_4b", "qwen3", "t5")]
-    assert encoders[0] > encoders[1] > encoders[2] == 0
+    # Of qwen, 3, 4 and b all and their three pairs; two and one pair; none.
+    assert encoders == [7, 3, 0]
+    nine = look("nine.safetensors", klein(hidden=4096, double_blocks=8, single_blocks=24, text_width=12288))
+    four, eight = (pairing.likeness(nine, TEXT_ENCODER, f"{name}.safetensors") for name in ("qwen_3_4b", "qwen_3_8b"))
+    assert eight > four
     vaes = [pairing.likeness(model, VAE, f"{name}.safetensors") for name in ("my-flux2-vae", "a-vae", "qwen_3_4b")]
     assert vaes[0] > vaes[1] > vaes[2]
