@@ -243,6 +243,7 @@ def test_flux3_needs_no_dynamic_shift(comfy, run_node):
         ({"shift": {"shift": "flux4"}}, "`shift` to be one of flux2, flux2_continuous, flux3, flux1, fixed, linear, none"),
         ({"shift": {"shift": "fixed", "mu": 99.0}}, "`shift.mu` to be a number between -20.0 and 20.0, but got 99.0."),
         ({"terminal": 0.5, "denoise": 0.3, "denoise_mode": "sigma"}, "`terminal` to be below the first sigma (0.3)"),
+        ({"terminal": 0.3, "denoise": 0.3, "denoise_mode": "sigma"}, "`terminal` to be below the first sigma (0.3)"),
     ],
     ids=str,
 )

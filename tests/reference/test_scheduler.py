@@ -10,7 +10,7 @@ from diffusers.modular_pipelines.flux3.before_denoise import Flux3SetTimestepsSt
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.flux2.pipeline_flux2_klein_inpaint import Flux2KleinInpaintPipeline
-from kleinkit.scheduler.mu import SHIFTS
+from kleinkit.scheduler.mu import SHIFTS, beyond_fit
 from kleinkit.scheduler.schedule import Schedule, choose_shift, make
 
 LIMIT = 1e-6
@@ -88,6 +88,13 @@ def test_flux2(width, height):
 @pytest.mark.parametrize("tokens", (1, 256, 4095, 4096, 4299, 4300, 4301, 8192, 65536, 1048576))
 def test_mu_of_flux2(tokens, steps):
     assert SHIFTS["flux2"](tokens, steps) == pytest.approx(compute_empirical_mu(tokens, steps), abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", (200, 201))
+@pytest.mark.parametrize("tokens", (1, 4300, 4301, 8192))
+def test_flux2_warns_above_200_steps_where_they_change_its_mu(tokens, steps):
+    warns = steps > 200 and compute_empirical_mu(tokens, steps) != compute_empirical_mu(tokens, 200)
+    assert (beyond_fit(choose_shift("flux2"), tokens, steps) is not None) == warns
 
 
 @pytest.mark.parametrize("tokens", (1, 256, 1024, 4096, 8192, 1048576))

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from kleinkit.scheduler.mu import FLUX2_CONTINUOUS_TOKENS, SHIFTS
+from kleinkit.scheduler.mu import SHIFTS
 from kleinkit.scheduler.schedule import DENOISE_MODES, LIMITS, Schedule, choose_shift, make, picture_tokens, steps_made
 from kleinkit.scheduler.shift import time_shift
 from kleinkit.scheduler.spacing import SPACINGS
@@ -44,11 +44,16 @@ def schedules(draw, modes=DENOISE_MODES, spacings=tuple(SPACINGS), terminals=NO_
     )
 
 
+# With mu −74.
+@example(Schedule(steps=10000, denoise=0.01), 1)
 @given(schedules(), TOKENS)
 def test_sigmas_fall_strictly_from_at_most_one_to_zero(schedule, tokens):
-    sigmas = make(schedule, tokens)[0]
+    with np.errstate(divide="raise", invalid="raise"):
+        sigmas = make(schedule, tokens)[0]
     assert sigmas.dtype == np.float32
     assert sigmas[0] <= 1.0 and sigmas[-1] == 0.0 and (np.diff(sigmas) < 0).all()
+    # A GPU takes what is smaller for 0.
+    assert sigmas[-2] >= np.finfo(np.float32).tiny
 
 
 @given(schedules(), TOKENS)
@@ -98,19 +103,16 @@ def test_the_shift_keeps_both_ends(mu):
 
 @given(st.integers(1, 200), TOKENS)
 def test_flux2_continuous_is_flux2_outside(steps, tokens):
-    low, high = FLUX2_CONTINUOUS_TOKENS
+    low, high = 4096, 8192
     assume(not low < tokens < high)
     assert SHIFTS["flux2_continuous"](tokens, steps) == SHIFTS["flux2"](tokens, steps)
 
 
-@given(ALL_STEPS, st.integers(*FLUX2_CONTINUOUS_TOKENS))
+@given(ALL_STEPS, st.integers(4096, 8192))
 def test_flux2_continuous_has_no_jump(steps, tokens):
-    low, high = FLUX2_CONTINUOUS_TOKENS
-    mu, ends = SHIFTS["flux2_continuous"], [SHIFTS["flux2"](end, min(steps, 200)) for end in (low, high)]
-    step = mu(tokens + 1, steps) - mu(tokens, steps)
-    # A straight line between the ends, and the formula's own slope above.
-    assert abs(step) <= abs(ends[1] - ends[0]) / (high - low) + 2e-4
-    assert min(ends) - 1e-9 <= mu(tokens, steps) <= max(ends) + 1e-9
+    low, high = 4096, 8192
+    ends = [SHIFTS["flux2"](end, min(steps, 200)) for end in (low, high)]
+    assert SHIFTS["flux2_continuous"](tokens, steps) == pytest.approx(np.interp(tokens, (low, high), ends), rel=1e-9)
 
 
 @given(st.integers(200, LIMITS["steps"][1]), TOKENS)
