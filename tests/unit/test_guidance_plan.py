@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance.adaptive import Adaptive
-from kleinkit.guidance.cfg import CFG, SKIP_MODES, Constant, Curve, Diminishing, Interval, Skip
+from kleinkit.guidance.cfg import CFG, SKIP_MODES, Constant, Curve, Diminishing, Interval, Skip, choose_schedule
 from kleinkit.guidance.distilled import Distilled
 from kleinkit.guidance.image import ImageCFG
 from kleinkit.guidance.plan import plan, plan_step, step_index
@@ -123,6 +123,9 @@ def test_passes_of_a_scale(cfg, passes):
         ((ImageCFG(1.0),), 4.0, ("cond", "uncond")),
         ((ImageCFG(2.0), CFG(Interval(0.5, 1.0))), 4.0, ("cond",)),
         ((Renorm(),), 1.0, ("cond",)),
+        ((Renorm(), CFG(Interval(0.5, 1.0), "unconditional")), 4.0, ("uncond",)),
+        ((Renorm(strength=0.05),), 0.0, ("cond", "uncond")),
+        ((Renorm(strength=0.0),), 0.0, ("uncond",)),
         ((Distilled(), SkipLayer()), 8.0, ("cond", "skip")),
         ((Distilled(), CFGZeroStar(zero_init_steps=0), Renorm()), 8.0, ("cond",)),
     ],
@@ -168,6 +171,11 @@ class TestReuse:
             steps = plan((CFG(Interval(0.0, 0.5), unguided), *rules), sigmas(4), cfg)
             assert [step.passes for step in steps] == [ONE] * 4 and not any(step.reuse for step in steps)
         assert passes_of(CFG(Interval(0.0, 0.5), unguided), cfg=0.0) == [("uncond",)] * 10
+
+    def test_a_threshold_of_minus_1_is_met_before_the_run(self, unguided):
+        rules = CFG(unguided=unguided), Adaptive(-1.0, every=4)
+        assert passes_of(*rules) == [BOTH, *[ONE] * 4] * 2 and not rules[1].decides
+        assert passes_of(rules[0], Adaptive(-0.999, every=4)) == [BOTH] * 10
 
     def test_adaptive_reuses_once_it_has_decided(self, unguided):
         rules, observed = (CFG(unguided=unguided), Adaptive(0.9)), {Adaptive.node: 1.0}
@@ -300,6 +308,9 @@ class TestLayers:
         (lambda: Curve.parse("5, nan"), "`scales` to be numbers"),
         (lambda: Curve.parse("5, -1"), "`scales` to be numbers"),
         (lambda: Curve.parse("1e9"), "`scales` to be numbers"),
+        (lambda: choose_schedule("sometimes"), "`schedule` to be one of constant, interval"),
+        (lambda: choose_schedule("skip", end=0.5), r"`schedule\.end` to be absent \(skip takes mode, guided_ratio\)"),
+        (lambda: choose_schedule("constant", end=0.5), r"absent \(constant takes no input\)"),
         (lambda: CFG(unguided="neither"), "`unguided` to be one of"),
         (lambda: CFGZeroStar(zero_init_steps=-1), "`zero_init_steps`"),
         (lambda: Renorm("row"), "`mode` to be one of global"),

@@ -202,7 +202,7 @@ def guided(rules, predictions, cfg):
 
 @pytest.mark.parametrize("cfg", SCALES)
 @pytest.mark.parametrize("rules", ALL_RULES.values(), ids=ALL_RULES)
-@pytest.mark.parametrize("special", ("v_u = 0", "v_c = v_u", "v_c = 0", "tiny", "huge", "opposite"))
+@pytest.mark.parametrize("special", ("v_u = 0", "v_c = v_u", "v_c = 0", "both are 0", "tiny", "huge", "opposite"))
 def test_finite_where_plain_cfg_is(rules, special, cfg):
     p = {
         name: random(3, seed)
@@ -210,6 +210,8 @@ def test_finite_where_plain_cfg_is(rules, special, cfg):
     }
     if special == "v_u = 0":
         p["uncond"] = torch.zeros_like(p["uncond"])
+    elif special == "both are 0":
+        p["cond"] = p["uncond"] = torch.zeros_like(p["uncond"])
     elif special == "v_c = 0":
         p["cond"] = torch.zeros_like(p["cond"])
     elif special == "v_c = v_u":
@@ -269,6 +271,40 @@ def test_neutral_settings_leave_the_sampler_s_own_result(rules):
     assert stack.apply(rules, ScaledVelocities(**p), step, defaultdict(dict)) is None
 
 
+CFG_4 = {
+    "slerp": (Slerp(), lambda c, u, **_: slerp(c, u, 4.0)),
+    "image CFG": (ImageCFG(2.5), lambda c, u, image, **_: image_cfg(c, u, image, 4.0, 2.5)),
+    "MAMBO-G": (MamboG(0.5), lambda c, u, **_: u + (1.0 + 3.0 * damping(c, u, 0.5)) * (c - u)),
+    "FDG": (FDG((0.7, 0.2)), lambda c, u, **_: c + 3.0 * weighted(c - u, (0.7, 0.2))),
+    "CFG-Zero*": (CFGZeroStar(), lambda c, u, **_: combine(c, optimized_scale(c, u) * u, 4.0)),
+    "TCFG": (TCFG(), lambda c, u, **_: combine(c, damped(c, u), 4.0)),
+    "skip-layer": (SkipLayer(2.5), lambda c, u, skip, **_: combine(c, u, 4.0) + 2.5 * (c - skip)),
+    "SEG": (SEG(2.5), lambda c, u, seg, **_: combine(c, u, 4.0) + 2.5 * (c - seg)),
+    "autoguidance": (AutoGuidance(2.5), lambda c, u, weak, **_: combine(c, u, 4.0) + 1.5 * (c - weak)),
+    "renorm": (Renorm("token", 0.5, False), lambda c, u, **_: renorm(combine(c, u, 4.0), c, "token", 0.5, False)),
+}
+
+
+@pytest.mark.parametrize("rule, formula", CFG_4.values(), ids=CFG_4)
+def test_a_rule_of_the_stack_is_its_formula_where_both_predictions_are_there(rule, formula):
+    p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond", "image", "skip", "seg", "weak"))}
+    close(guided((rule,), p, 4.0), formula(c=p["cond"], u=p["uncond"], **p).double(), 100)
+
+
+@pytest.mark.parametrize("cfg", SCALES)
+def test_autoguidance_of_both_prompts_compares_what_cfg_makes_of_them(cfg):
+    p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond", "weak", "weak_uncond"))}
+    strong, weak = (combine(*pair, cfg) for pair in ((p["cond"], p["uncond"]), (p["weak"], p["weak_uncond"])))
+    close(guided((AutoGuidance(2.5, prompt="both"),), p, cfg), (strong + 1.5 * (strong - weak)).double(), max(1.0, 10 * cfg))
+
+
+@pytest.mark.parametrize("cfg", (0.0, 1.0))
+@pytest.mark.parametrize("rule", (Slerp(), APG(), MamboG(), FDG(), TCFG()), ids=lambda rule: rule.node)
+def test_a_prediction_that_stands_alone_is_left_alone(rule, cfg):
+    v = ScaledVelocities(*(random(2, seed) for seed in range(3)))
+    assert stack.apply((rule,), v, Step(0, 8, 1.0, cfg), defaultdict(dict)) is None
+
+
 def test_cfg_zero_star_scales_the_negative_that_tcfg_leaves():
     p = {name: random(2, seed) for seed, name in enumerate(("x", "cond", "uncond"))}
     uncond = damped(p["cond"], p["uncond"])
@@ -304,7 +340,7 @@ def test_rules_that_exclude_each_other_are_refused_with_both_names(pair):
             stack.add((one,), other)
 
 
-@pytest.mark.parametrize("cfg, effective", ((0.5, 0.5), (1.0, 1.0), (8.0, 1.0)))
+@pytest.mark.parametrize("cfg, effective", ((0.5, 0.5), (1.0, 1.0), (1.05, 1.0), (8.0, 1.0)))
 def test_a_distilled_model_has_no_cfg_above_1(cfg, effective):
     assert plan_step((Distilled(),), 0, 4, 1.0, cfg).cfg == effective
 
@@ -358,9 +394,10 @@ def test_the_bands_of_a_latent_of_any_size_are_the_latent(size, bands):
     assert torch.isfinite(weighted(v, tuple(range(1, bands + 1)))).all()
 
 
-def test_momentum_counts_a_step_once_however_often_the_model_is_asked():
+@pytest.mark.parametrize("alpha", (2.0, 0.1))
+def test_momentum_counts_a_step_once_however_often_the_model_is_asked(alpha):
     """Calls `(step, velocity)`: m goes by the first of each step, also while the range leaves steps out."""
-    alpha, beta, memory, results = 2.0, 0.25, {}, []
+    beta, memory, results = 0.25, {}, []
     rule = Momentum(alpha, beta, start=0.5, end=1.0)
     sigmas = {0: 1.0, 1: 0.75, 2: 0.5, 3: 0.25}
     calls = [(0, 1.0), (0, 9.0), (1, 3.0), (2, 4.0), (2, 7.0), (3, 5.0)]
