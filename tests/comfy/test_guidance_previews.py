@@ -1,4 +1,6 @@
-"""The editor's previews make of a guidance node the rule that the node itself adds to a model."""
+"""What is typed into a guidance node: the editor's previews make the rule that the node adds, and both know its limits."""
+
+import math
 
 import pytest
 from kleinkit.nano.in_comfyui import random_klein
@@ -54,4 +56,36 @@ def test_a_preview_makes_the_rule_that_the_node_adds(pack, run_node, klein, guid
             plain["schedule"] = {"schedule": plain["schedule"]} | of_choice
         others = {"base_model": random_klein(1, double_blocks=5, single_blocks=20)} if name == "KleinKitBaseUncond" else {}
         guided = run_node(name, model=klein, **plain, **others)[0]
-        assert guided.model_options.get(key, ()) == rules_of({"node": name, "inputs": inputs}), name
+        rules = guided.model_options.get(key, ())
+        assert rules == rules_of({"node": name, "inputs": inputs}), name
+        assert typed or rules in ((), rules_of({"node": name, "inputs": {}})), name
+
+
+def defaults(inputs):
+    return {one.id: one.default for one in inputs if getattr(one, "default", None) is not None}
+
+
+def numbers(schema):
+    """Each number of a node, and the inputs that it stands among: the node's, or those of a choice of its schedule."""
+    plain = defaults(schema.inputs)
+    for one in schema.inputs:
+        if hasattr(one, "min"):
+            yield one, plain, plain
+        for option in one.options if one.id == "schedule" else ():
+            choice = {"schedule": option.key, **defaults(option.inputs)}
+            yield from ((inner, choice, {**plain, "schedule": choice}) for inner in option.inputs if hasattr(inner, "min"))
+
+
+def test_a_number_by_link_has_the_limits_of_its_widget(run_node, klein, guidance_nodes):
+    """No widget checks it then."""
+    for name, schema in guidance_nodes.items():
+        for number, beside, inputs in numbers(schema):
+            step, empty_range = number.step or 1, {"start": 1.0, "end": 0.0}.get(number.id)
+            for value in {number.min, number.max} - {empty_range}:
+                beside[number.id] = value
+                run_node(name, model=klein, **inputs)
+            for value in (number.min - step, number.max + step, math.nan):
+                beside[number.id] = value
+                with pytest.raises(ValueError, match=f"Expected `{number.id}` to be "):
+                    run_node(name, model=klein, **inputs)
+            beside[number.id] = number.default
