@@ -251,8 +251,9 @@ def test_info_is_one_paragraph(look):
         trim=True,
         ignore_cfg=True,
         chosen={TEXT_ENCODER},
+        weight_dtype="fp8_e4m3fn",
     )
-    assert "\n" not in info
+    assert "\n" not in info and "GGUF" not in info
     for part in (
         "flux-2-klein-9b-kv.safetensors is FLUX.2 [klein] 9B",
         "KV, by its official name",

@@ -109,6 +109,16 @@ class TestFormulas:
         exact = self.each_sample(lambda c, u, _: torch.exp(-0.5 * (c - u).norm() / u.norm()))
         close(damping(self.cond, self.uncond, 0.5).flatten(), exact)
 
+    @pytest.mark.parametrize("scale", (1.5, 5.0))
+    def test_nag(self, scale):
+        def formula(positive, negative, _):
+            positive, negative = positive[:, 0], negative[:, 0]
+            z = positive + (scale - 1) * (positive - negative)
+            ratio = z.abs().sum(-1, keepdim=True) / positive.abs().sum(-1, keepdim=True)
+            return 0.25 * torch.where(ratio > 2.5, z * 2.5 / ratio, z) + 0.75 * positive
+
+        close(nag(self.cond[:, :, 0], self.uncond[:, :, 0], scale, 2.5, 0.25), self.each_sample(formula))
+
     def test_cosine(self):
         exact = self.each_sample(lambda c, u, _: (c * u).sum() / c.norm() / u.norm())
         close(cosine(self.cond, self.uncond), exact)
@@ -279,6 +289,10 @@ CFG_4 = {
     "CFG-Zero*": (CFGZeroStar(), lambda c, u, **_: combine(c, optimized_scale(c, u) * u, 4.0)),
     "TCFG": (TCFG(), lambda c, u, **_: combine(c, damped(c, u), 4.0)),
     "skip-layer": (SkipLayer(2.5), lambda c, u, skip, **_: combine(c, u, 4.0) + 2.5 * (c - skip)),
+    "skip-layer with rescale": (
+        SkipLayer(2.5, rescale=0.7),
+        lambda c, u, skip, x, **_: rescaled(combine(c, u, 4.0) + 2.5 * (c - skip), c, x, 0.7),
+    ),
     "SEG": (SEG(2.5), lambda c, u, seg, **_: combine(c, u, 4.0) + 2.5 * (c - seg)),
     "autoguidance": (AutoGuidance(2.5), lambda c, u, weak, **_: combine(c, u, 4.0) + 1.5 * (c - weak)),
     "renorm": (Renorm("token", 0.5, False), lambda c, u, **_: renorm(combine(c, u, 4.0), c, "token", 0.5, False)),
@@ -343,6 +357,11 @@ def test_rules_that_exclude_each_other_are_refused_with_both_names(pair):
 @pytest.mark.parametrize("cfg, effective", ((0.5, 0.5), (1.0, 1.0), (1.05, 1.0), (8.0, 1.0)))
 def test_a_distilled_model_has_no_cfg_above_1(cfg, effective):
     assert plan_step((Distilled(),), 0, 4, 1.0, cfg).cfg == effective
+    # Where the sampler takes a scale from elsewhere.
+    v = ScaledVelocities(*(random(2, seed) for seed in range(3)))
+    assert Distilled().transform(v, Step(0, 4, 1.0, cfg), {}).uncond is (v.cond if cfg > 1.0 else v.uncond)
+    alone = replace(v, uncond=None)
+    assert Distilled().transform(alone, Step(0, 4, 1.0, cfg), {}) is alone
 
 
 @pytest.mark.parametrize("scale", [5.0, 100.0])
