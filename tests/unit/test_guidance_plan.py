@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kleinkit.guidance.adaptive import Adaptive
+from kleinkit.guidance.apg import APG
+from kleinkit.guidance.auto import AutoGuidance
 from kleinkit.guidance.cfg import CFG, SKIP_MODES, Constant, Curve, Diminishing, Interval, Skip, choose_schedule
 from kleinkit.guidance.distilled import Distilled
+from kleinkit.guidance.fdg import FDG, parse_shares
 from kleinkit.guidance.image import ImageCFG
 from kleinkit.guidance.plan import plan, plan_step, step_index
 from kleinkit.guidance.renorm import Renorm
@@ -73,6 +76,7 @@ class TestSchedules:
         assert [step.cfg for step in steps] == pytest.approx(np.interp(np.linspace(0, 2, 9), range(3), (5.0, 3.0, 0.0)))
         assert steps[-1].passes == ("uncond",)
         assert [step.cfg for step in plan((CFG(Curve((2.0, 3.0))),), sigmas(1), 7.0)] == [2.0]
+        assert [step.cfg for step in plan((CFG(Curve((2.0, 3.0))),), sigmas(2), 7.0)] == [2.0, 3.0]
 
     @pytest.mark.parametrize("text", ["5, 3, 0", "5,3,0,", " 5 , 3,, 0 , "])
     def test_a_curve_takes_the_commas_that_layers_take(self, text):
@@ -126,6 +130,8 @@ def test_passes_of_a_scale(cfg, passes):
         ((Renorm(), CFG(Interval(0.5, 1.0), "unconditional")), 4.0, ("uncond",)),
         ((Renorm(strength=0.05),), 0.0, ("cond", "uncond")),
         ((Renorm(strength=0.0),), 0.0, ("uncond",)),
+        ((AutoGuidance(prompt="both"),), 0.0, ("cond", "uncond", "weak_uncond")),
+        ((AutoGuidance(prompt="both"),), 1.0, ("cond", "weak")),
         ((Distilled(), SkipLayer()), 8.0, ("cond", "skip")),
         ((Distilled(), CFGZeroStar(zero_init_steps=0), Renorm()), 8.0, ("cond",)),
     ],
@@ -316,9 +322,20 @@ class TestLayers:
         (lambda: Renorm("row"), "`mode` to be one of global"),
         (lambda: Renorm(strength=2.0), "`strength`"),
         (lambda: ImageCFG(float("inf")), "`image_scale`"),
+        (lambda: APG(space="latent"), "`space` to be one of denoised, velocity"),
+        *(
+            (lambda shares=shares: FDG(shares), "`shares` to be 1 to 8 numbers between 0 and 10")
+            for shares in ((), (1.0,) * 9, (10.1,), (-0.1,), (float("nan"),))
+        ),
+        (lambda: parse_shares("1, x"), "`shares` to be 1 to 8 numbers between 0 and 10"),
         (lambda: Adaptive(float("nan")), "`threshold`"),
     ],
 )
 def test_bad_settings_name_the_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("shares", ["0", "10, 0, 10, 0, 10, 0, 10, 0"])
+def test_shares_up_to_their_limits(shares):
+    assert FDG(parse_shares(shares)).shares == tuple(map(float, shares.split(",")))

@@ -140,6 +140,11 @@ def test_slerp_weights(cfg):
     assert [float(w) for w in weights] == pytest.approx(GOLDEN_SLERP[cfg], abs=5e-6)
 
 
+@pytest.mark.parametrize("theta", (0.0, math.pi))
+def test_slerp_has_the_weights_of_the_line_where_no_arc_is(theta):
+    assert [float(w) for w in slerp_weights(torch.tensor(theta, dtype=torch.float64), 4.0)] == [4.0, -3.0]
+
+
 @pytest.mark.parametrize("angle", (0.0, 1e-9, 1e-4))
 def test_slerp_is_plain_cfg_for_small_angles(angle):
     cond = random(2, 0)
