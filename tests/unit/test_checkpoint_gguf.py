@@ -209,7 +209,7 @@ values = st.builds(value, st.integers(0, 14), st.binary(max_size=30), names) | s
 counts = st.integers(0, 4) | st.integers(0, 2**64 - 1)
 
 
-@settings(max_examples=200, deadline=1000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(
     st.binary(max_size=100)
     | st.builds(lambda tail: b"GGUF\x03\x00\x00\x00" + tail, st.binary(max_size=100))

@@ -133,7 +133,7 @@ def whole_files(draw):
     return packed({"__metadata__": metadata, **header}, bytes(end))
 
 
-@settings(max_examples=500, deadline=1000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(
         st.binary(max_size=200),
