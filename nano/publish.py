@@ -106,7 +106,7 @@ def plot_edits(known):
         for cfg in sorted(scaled, key=float):
             scales = sorted(scaled[cfg])
             axes.plot(scales, [100 * scaled[cfg][scale][name] for scale in scales], "o-", label=f"cfg {cfg}")
-        axes.set(xlabel="image_scale", title=f"{name}, Klein Image CFG")
+        axes.set(xlabel="image_scale", title=named(f"{name}, Klein Image CFG", known["image_cfg"]["cfg 2"], "base"))
         axes.legend()
     for axes in (over_cfg, *over_scale):
         axes.grid(alpha=0.3)
