@@ -53,8 +53,9 @@ def test_what_lies_between_is_passed_over(tmp_path):
     writer.add_custom_alignment(128)
     writer.add_array("tokens", ["a", "", "ñ" * 500] * 1000)
     writer.add_array("scores", [0.5, 1.5] * 1000)
-    for number, add in enumerate((writer.add_uint8, writer.add_bool, writer.add_float64, writer.add_int16)):
-        add(f"value.{number}", 1)
+    whole = [f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64)]
+    for kind in (*whole, "float32", "float64", "bool"):
+        getattr(writer, f"add_{kind}")(f"value.{kind}", 1)
     tensor = torch.ones(3, 5).numpy()
     writer.add_tensor("a", tensor)
     writer.add_tensor("b", tensor)

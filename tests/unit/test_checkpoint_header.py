@@ -46,7 +46,7 @@ BAD = {
     "three offsets": (packed({"a": {**TENSOR, "data_offsets": [0, 8, 8]}}, bytes(8)), "'a' is not a tensor"),
     "overlap": (packed({"a": TENSOR, "b": TENSOR}, bytes(8)), "overlap"),
     "gap": (packed({"a": {**TENSOR, "data_offsets": [8, 16]}}, bytes(16)), "overlap another tensor's, or leave a gap"),
-    "tensor outside the file": (packed({"a": TENSOR}, bytes(7)), "truncated"),
+    "tensor outside the file": (packed({"a": TENSOR}, bytes(7)), "truncated: 1 bytes are missing"),
     "bytes left over": (packed({"a": TENSOR}, bytes(9)), "belong to no tensor"),
 }
 
