@@ -136,9 +136,9 @@ def test_the_host_does_not_wait_for_the_negatives_text(pack):
     """ComfyUI keeps a prompt on the host, and brings it to the device in each call."""
     from comfy.sampler_helpers import convert_cond
 
-    run = pack("engine.run").Run([1.0, 0.0], (pack("guidance.nag").NAG(),), "", 0)
+    run = pack("engine.run").Run([1.0, 0.0], (pack("guidance.nag").NAG(),), "", True, 0)
     conds = {name: convert_cond(conditioning(text)) for name, text in (("positive", POSITIVE), ("negative", NEGATIVE))}
-    run.began(conds)
+    run.began(conds, True)
     options = {"uuids": [conds["positive"][0]["uuid"]], "cond_or_uncond": [0]}
     x, context, joined = torch.empty(NOISE.shape, device="meta"), torch.empty(POSITIVE.shape, device="meta"), []
 

@@ -249,7 +249,10 @@ def test_of_two_rules_of_a_kind_the_later_counts(post):
         ({"cfg": "5"}, "Expected `cfg` to be a number between 0.0 and 100.0, but got '5'."),
         ({"sigmas": [4]}, "Expected `sigmas` to be an object of settings, but got [4]."),
         ({"sigmas": {"steps": 0}}, "Expected `steps` to be a whole number between 1 and 10000, but got 0."),
-        ({"model": 1}, "Expected `setting` to be one of schedule, unguided, rules, distilled, cfg, sigmas, but got 'model'."),
+        (
+            {"model": 1},
+            "Expected `setting` to be one of schedule, unguided, rules, distilled, cfg, sampler, sigmas, but got 'model'.",
+        ),
         ({"distilled": 1}, "Expected `distilled` to be true or false, but got 1."),
         ({"rules": {}}, "Expected `rules` to be a list of at most 16 nodes, but got {}."),
         ({"rules": ["KleinKitCFG"]}, "Expected `rules` to be objects of `node` and `inputs`, but got 'KleinKitCFG'."),
