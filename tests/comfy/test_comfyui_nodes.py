@@ -6,20 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from guidance_nodes import skips
 from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 MARKS = "<!-- comfyui nodes -->\n", "<!-- end -->\n"
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
 LATE = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.75}, unguided="conditional"))
-SKIP = (
-    "KleinKitSkipLayerGuidance",
-    dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
-)
-COMFYUI_SKIP = (
-    "SkipLayerGuidanceDiT",
-    dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
-)
+SKIP, COMFYUI_SKIP = skips("1")
 ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0))
 RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=False))
 INTERVAL, ZERO = "interval and skip-layer", "CFG-Zero\\* and renorm"

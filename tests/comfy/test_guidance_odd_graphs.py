@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from guidance_nodes import skips
 from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
@@ -11,14 +12,7 @@ STEPS = len(SIGMAS) - 1
 LATE = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
 LATE_NEGATIVE = ("KleinKitCFG", LATE[1] | {"unguided": "unconditional"})
 CONSTANT = ("KleinKitCFG", LATE[1] | {"schedule": {"schedule": "constant"}})
-SKIP = (
-    "KleinKitSkipLayerGuidance",
-    dict(scale=2.0, double_layers="", single_layers="0", start=0.0, end=1.0, mode="block", rescale=0.0),
-)
-COMFYUI_SKIP = (
-    "SkipLayerGuidanceDiT",
-    dict(double_layers="", single_layers="0", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
-)
+SKIP, COMFYUI_SKIP = skips("0")
 ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1))
 ADAPTIVE = ("KleinKitAdaptiveGuidance", dict(threshold=0.9))
 ONE, TWO, NEGATIVE = (embeddings(192, seed) for seed in (1, 3, 2))

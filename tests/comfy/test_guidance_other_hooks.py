@@ -6,17 +6,11 @@ import uuid
 
 import pytest
 import torch
+from guidance_nodes import skips
 from sampling import comfy_run, conditioning, embeddings, far, latent_noise, small_klein, warnings, with_nodes
 
 SIX_STEPS = torch.linspace(1.0, 0.0, 7)
-SKIP = (
-    "KleinKitSkipLayerGuidance",
-    dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
-)
-COMFYUI_SKIP = (
-    "SkipLayerGuidanceDiT",
-    dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
-)
+SKIP, COMFYUI_SKIP = skips("1")
 CONSTANT = ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional"))
 LATE = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
 NEGATIVE_LATE = ("KleinKitCFG", LATE[1] | {"unguided": "unconditional"})

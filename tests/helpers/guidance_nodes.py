@@ -1,4 +1,4 @@
-"""Every guidance node with settings at which it acts, on a model of two double and two single blocks."""
+"""Guidance nodes with settings at which they act; `EVERY_NODE` is for a model of two double and two single blocks."""
 
 # Klein Base Uncond takes its model beside these. A test holds that none is missing.
 EVERY_NODE = {
@@ -22,3 +22,17 @@ EVERY_NODE = {
     "KleinKitTCFG": {},
     "KleinKitGuidance": dict(preset="faster"),
 }
+
+
+def skips(layer: str) -> tuple[tuple[str, dict], tuple[str, dict]]:
+    """Skip-layer guidance of a single block with the same settings: our node, and ComfyUI's."""
+    return (
+        (
+            "KleinKitSkipLayerGuidance",
+            dict(scale=2.0, double_layers="", single_layers=layer, start=0.0, end=1.0, mode="block", rescale=0.0),
+        ),
+        (
+            "SkipLayerGuidanceDiT",
+            dict(double_layers="", single_layers=layer, scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
+        ),
+    )
