@@ -55,6 +55,9 @@ def guiders(comfy, run_node, other):
         "PerpNegGuider": lambda model, cfg: dict(
             model=model, positive=POSITIVE, negative=NEGATIVE, empty_conditioning=SECOND, cfg=cfg, neg_scale=1.0
         ),
+        "LTXVDualCFGGuider": lambda model, cfg: dict(
+            model=model, positive=POSITIVE, negative=NEGATIVE, video_cfg=cfg, audio_cfg=cfg
+        ),
     }
     found = {
         name
@@ -65,12 +68,12 @@ def guiders(comfy, run_node, other):
     return {name: lambda model, cfg, name=name: run_node(name, **builders[name](model, cfg))[0] for name in found}
 
 
-GUIDERS = ("CFGGuider", "BasicGuider", "DualCFGGuider", "DualModelGuider", "PerpNegGuider")
+GUIDERS = ("CFGGuider", "BasicGuider", "DualCFGGuider", "DualModelGuider", "PerpNegGuider", "LTXVDualCFGGuider")
 
 
 @pytest.fixture(params=GUIDERS)
 def guider(request, guiders):
-    # DualModelGuider is new in ComfyUI 0.24: an older one has nothing to test here.
+    # DualModelGuider is new in ComfyUI 0.24, LTXVDualCFGGuider after 0.30: an older one has nothing to test here.
     return guiders.get(request.param, guiders["CFGGuider"])
 
 

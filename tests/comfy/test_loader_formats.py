@@ -69,6 +69,8 @@ NAMES = {
     "nvfp4": "nvfp4",
     "int8_tensorwise": "int8",
     "convrot_w4a4": "convrot_w4a4",
+    # Since ComfyUI 0.31.
+    "asym_w4a8_int8": "asym_w4a8_int8",
 }
 
 

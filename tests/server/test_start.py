@@ -8,7 +8,11 @@ from kleinkit.harness.workflow import WORKFLOWS, read
 from PIL import Image
 
 # What ComfyUI says of every pack that it loads, and of the models that it finds.
-USUAL = r"(\[INFO\] *)?(Import times for custom nodes:| *\d+\.\d seconds: .*(KleinKit|tiny_text_encoder)|Assets scan.*)?"
+USUAL = (
+    r"(\[INFO\] *)?(Import times for custom nodes:| *\d+\.\d seconds: .*(KleinKit|tiny_text_encoder)|Assets scan.*|"
+    # The pack's own word, in a ComfyUI newer than those it was tested with.
+    r"KleinKit was tested with ComfyUI up to .*)?"
+)
 
 
 def start_log(server):
