@@ -199,7 +199,8 @@ def misfit(
     if checkpoint:
         given = f"{checkpoint.name} is {checkpoint.what(role)}{_reason(model, role, checkpoint)}"
     else:
-        given = "none is installed" + ("; ".join(map(str, damaged[:MOST_REASONS])).join((" (", ")")) if damaged else "")
+        reasons = "; ".join(map(str, damaged[:MOST_REASONS]))
+        given = f"none is installed ({reasons})" if reasons else "none is installed"
     if fitting:
         remedy = f"these fit: {', '.join(fitting)}"
     elif official:

@@ -14,19 +14,14 @@ from ..guidance.base_uncond import BaseUncond
 from ..guidance.rule import DISTILLED, UNCOND
 from .counting import counting
 from .family import is_flow_map
-from .run import RULES, Run, as_list, name_of, run_of
+from .run import COMBINING, POST, RULES, Run, as_list, name_of, run_of
 
 BASE, BLOCKS = "kleinkit_base", "kleinkit_blocks"
 # Of each name under which a model holds another: the input that it came by, and its node.
 INPUTS = {BASE: ("base_model", BaseUncond.title), WEAK: ("weak_model", AutoGuidance.title)}
 
 # What a sampler asks of its own model alone: a pass on another model runs none of it.
-OF_SAMPLER = (
-    "sampler_calc_cond_batch_function",
-    "sampler_pre_cfg_function",
-    "sampler_cfg_function",
-    "sampler_post_cfg_function",
-)
+OF_SAMPLER = ("sampler_calc_cond_batch_function", *reversed(COMBINING), POST)
 OF_RUN = WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE
 
 

@@ -29,13 +29,11 @@ from ..guidance.rule import (
     Step,
 )
 from .family import family_of_model, is_flow_map
-from .run import Run, as_list, at_sigma, name_of, titles
+from .run import COMBINING, POST, Run, as_list, at_sigma, name_of, titles
 
 PROMPTS = {COND: "positive", UNCOND: "negative"}
 # Orders of rules that need a negative prediction.
 OF_NEGATIVE = (ADAPTIVE, BASE, TANGENT, NEGATIVE, COMBINE)
-# Hooks that combine a positive with a negative: in a step of one pass they would get zeros for the other.
-COMBINING = ("sampler_cfg_function", "sampler_pre_cfg_function")
 
 
 def is_flow(model: ModelPatcher) -> bool:
@@ -65,7 +63,7 @@ def is_zero_star(hook: Callable) -> bool:
 def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, sigmas: list[float]) -> Iterator[str]:
     """What is known before a run begins."""
     title, family = {rule.order: rule.title for rule in rules}, family_of_model(guider.model_patcher.model)
-    hooks = model_options["sampler_post_cfg_function"]
+    hooks = model_options[POST]
     steps, has_negative = plan(rules, sigmas, scale_of(guider)), "negative" in guider.conds
     with_nag = family is FLUX2_KLEIN and ATTENTION not in title and has_negative
     if rules and not is_flow(guider.model_patcher):

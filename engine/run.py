@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .watch import Watch
 
 RUN, RULES = "kleinkit_run", "kleinkit_rules"
+# Hooks that combine a positive with a negative: in a step of one pass they would get zeros for the other.
+COMBINING = ("sampler_cfg_function", "sampler_pre_cfg_function")
+# Hooks that come after these.
+POST = "sampler_post_cfg_function"
 ROLES = {"positive": COND, "negative": UNCOND}
 AMBIGUOUS, OTHER = "", "other"
 LATENT, RESULT = "latent", "result"

@@ -22,16 +22,15 @@ from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Ste
 from . import flow_map
 from .base_pass import all_as, idle_on_others
 from .both_texts import both_texts
-from .conflicts import COMBINING, after_step, before_run, both_run, is_flow, is_plain, scale_of
+from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, keep_entry, run_pass
 from .family import is_flow_map
-from .run import LATENT, RESULT, RULES, RUN, Run, all_finite, at_sigma, run_of, titles
+from .run import COMBINING, LATENT, POST, RESULT, RULES, RUN, Run, all_finite, at_sigma, run_of, titles
 from .samplers import follows_from, is_comfyui_s
 from .watch import PROBES, Probe, Watch
 
 KEY = "kleinkit"
-POST = "sampler_post_cfg_function"
 
 
 def with_rule(model: ModelPatcher, rule: Rule) -> ModelPatcher:

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from guidance_nodes import skips
 from host_reads import host_reads
 from sampling import comfy_run, conditioning, embeddings, latent_noise, longer, small_klein, with_nodes
 
@@ -59,17 +60,10 @@ def rows_of(model, cfg, **kwargs):
     return rows
 
 
-SKIP_SINGLE_9 = (
-    "KleinKitSkipLayerGuidance",
-    dict(scale=3.0, double_layers="", single_layers="9", start=0.0, end=1.0, mode="block", rescale=0.0),
-)
+SKIP_SINGLE_9, COMFYUI_SKIP_SINGLE_9 = skips("9", 3.0)
 SEG_SINGLE_2 = (
     "KleinKitSEG",
     dict(scale=3.0, double_layers="", single_layers="2", start=0.0, end=1.0, blur_sigma=10000.0),
-)
-COMFYUI_SKIP_SINGLE_9 = (
-    "SkipLayerGuidanceDiT",
-    dict(double_layers="", single_layers="9", scale=3.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
 )
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from guidance_nodes import skips
 from releases import is_older
 from sampling import conditioning, embeddings, latent_noise, small_klein, warnings, with_nodes
 
@@ -14,19 +15,12 @@ POSITIVE, SECOND, NEGATIVE = (conditioning(embeddings(192, seed)) for seed in (1
 CONSTANT = ("KleinKitCFG", dict(schedule={"schedule": "constant"}, unguided="conditional"))
 FIRST_HALF = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
 NO_POSITIVE = ("KleinKitCFG", FIRST_HALF[1] | {"unguided": "unconditional"})
-SKIP = (
-    "KleinKitSkipLayerGuidance",
-    dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
-)
+SKIP, COMFYUI_SKIP = skips("1")
 AUTO = (
     "KleinKitAutoGuidance",
     dict(scale=2.0, double_layers="", single_layers="1", prompt="both", start=0.0, end=1.0),
 )
 MOMENTUM = ("KleinKitMomentum", dict(alpha=0.5, beta=0.6, start=0.0, end=1.0))
-COMFYUI_SKIP = (
-    "SkipLayerGuidanceDiT",
-    dict(double_layers="", single_layers="1", scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
-)
 
 
 @pytest.fixture(scope="module")

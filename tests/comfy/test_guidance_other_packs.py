@@ -5,6 +5,7 @@ from operator import itemgetter
 
 import pytest
 import torch
+from guidance_nodes import skips
 from sampling import comfy_run, conditioning, embeddings, latent_noise, small_klein, with_nodes
 
 ONE_STEP = torch.tensor([0.8, 0.0])
@@ -12,10 +13,7 @@ SIX_STEPS = torch.linspace(1.0, 0.0, 7)
 RENORM = ("KleinKitRenorm", dict(mode="global", strength=1.0, shrink_only=False))
 ZERO_STAR = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=0))
 SLERP = ("KleinKitSlerpCFG", {})
-SKIP = (
-    "KleinKitSkipLayerGuidance",
-    dict(scale=2.0, double_layers="", single_layers="1", start=0.0, end=1.0, mode="block", rescale=0.0),
-)
+SKIP, _ = skips("1")
 LATE = ("KleinKitCFG", dict(schedule={"schedule": "interval", "start": 0.0, "end": 0.5}, unguided="conditional"))
 COMFYUI_SKIP = (
     "SkipLayerGuidanceDiT",

@@ -24,15 +24,15 @@ EVERY_NODE = {
 }
 
 
-def skips(layer: str) -> tuple[tuple[str, dict], tuple[str, dict]]:
+def skips(layer: str, scale: float = 2.0) -> tuple[tuple[str, dict], tuple[str, dict]]:
     """Skip-layer guidance of a single block with the same settings: our node, and ComfyUI's."""
     return (
         (
             "KleinKitSkipLayerGuidance",
-            dict(scale=2.0, double_layers="", single_layers=layer, start=0.0, end=1.0, mode="block", rescale=0.0),
+            dict(scale=scale, double_layers="", single_layers=layer, start=0.0, end=1.0, mode="block", rescale=0.0),
         ),
         (
             "SkipLayerGuidanceDiT",
-            dict(double_layers="", single_layers=layer, scale=2.0, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
+            dict(double_layers="", single_layers=layer, scale=scale, start_percent=0.0, end_percent=1.0, rescaling_scale=0.0),
         ),
     )
