@@ -534,12 +534,9 @@ def parse(arguments):
     family = command("nano", "train the tiny Klein family from nothing, or measure it")
     family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
-    family.add_argument("--prompts", type=int, default=64, help="held-out prompts of the study; default 64")
-    family.add_argument(
-        "--table",
-        help="only this, its rows compared over the same prompts and noise: reuse, guiders, distilled_guiders or edits",
-    )
-    family.add_argument("--seeds", type=int, default=1, help="of each prompt of a table; default 1")
+    family.add_argument("--prompts", type=int, default=256, help="held-out prompts of the study; default 256")
+    family.add_argument("--seeds", type=int, default=1, help="of each prompt; default 1")
+    family.add_argument("--table", help="only this: cfg, steps, fewer_passes, guiders, distilled or edits")
     family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table; of edits, only these tables")
     command("pictures", "make the pictures of the workflows and of the README anew")
     sweep = command("sweep", "run a workflow's Klein Sweep on several ComfyUI servers at once, with Ray")
@@ -569,9 +566,10 @@ def run_command(options, rest):
     if options.command == "nano":
         if not options.train and not options.study:
             sys.exit("Expected --train, --study or both.")
-        table = ["--table", options.table, "--seeds", options.seeds] if options.table else []
+        size = "--prompts", options.prompts, "--seeds", options.seeds
+        table = ["--table", options.table] if options.table else []
         rows = ["--rows", *options.rows] if options.rows else []
-        arguments = *["--train"] * options.train, *["--study"] * options.study, "--prompts", options.prompts, *table, *rows
+        arguments = *["--train"] * options.train, *["--study"] * options.study, *size, *table, *rows
         return run_module("nano.study", *arguments, tests=True)
     if options.command == "pictures":
         return run_module("harness.pictures", tests=True)

@@ -16,7 +16,7 @@ from ..scheduler.schedule import Schedule, make
 from . import edits, metrics, world
 from .build import digest
 from .in_comfyui import sampled
-from .paired import Node, apg, interval_of, keep, klein_cfg, with_nodes, write
+from .paired import Node, apg, every, interval_of, keep, scheduled, with_nodes, write
 from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, latents, pictures
 
@@ -50,7 +50,7 @@ def image_cfg(scale, cfg):
 
 
 IMAGE_SCALES, CFGS = (1.5, 2.0, 0.0, 4.0), (4, 2, 8, 1)
-REUSE = klein_cfg("reuse", "diminishing", cutoff=0.3), ("KleinKitAdaptiveGuidance", {"threshold": -1.0, "every": 4})
+REUSE = every(4, "reuse", schedule="diminishing", cutoff=0.3).nodes
 # The first row of each is that with which the others are compared.
 TABLES = {
     "cfg": {
@@ -79,7 +79,7 @@ TABLES = {
         "MAMBO-G, cfg 8": Row((("KleinKitMAMBOG", {"alpha": 8.0}),), 8),
         "TCFG, cfg 6": Row((("KleinKitTCFG", {}),), 6),
         "APG velocity, cfg 8": Row(apg("velocity").nodes, 8),
-        "cfg 8 to 1": Row((klein_cfg("conditional", "curve", scales="8, 1"),), 4),
+        "cfg 8 to 1": Row(scheduled("curve", scales="8, 1").nodes, 4),
     },
     "strength": {
         f"{mode} {value:g}": Row(cfg=4, shown="none", says="scene", start=(mode, value))
@@ -177,13 +177,13 @@ def outcome(bench, cells):
 def compare(found, against):
     """A row's outcome beside another's: means, and the differences with their 95% intervals, in points."""
     ours, theirs = found.mean(1), found - against
-    every = np.arange(found.shape[1])[:, None]
+    edits = np.arange(found.shape[1])[:, None]
     return {
         "asked": float(ours[0]),
         "kept": float(ours[1]),
         "pixels": float(ours[2]),
         **{
-            f"{name}_points": interval_of(lambda chosen, i=i: 100 * float(theirs[i][chosen].mean()), every)
+            f"{name}_points": interval_of(lambda chosen, i=i: 100 * float(theirs[i][chosen].mean()), edits)
             for i, name in enumerate(("asked", "kept"))
         },
     }

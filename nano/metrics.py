@@ -110,18 +110,6 @@ def right(pictures, scenes, names=SCORED):
     return np.stack([seen[name] == scenes[:, order.index(name)] for name in names], axis=1)
 
 
-def distance(pictures, true, seed=0):
-    """Sliced Wasserstein distance (Rabin et al. 2011) between two sets of pictures, over random directions.
-
-    Args:
-        pictures, true: [N, 16, 16, 3] each, 0 to 1, as many of both.
-        seed: of the directions.
-    Returns:
-        The root of the mean squared distance, in units of one colour value of one cell.
-    """
-    return apart(*(np.sort(projections(some, seed), axis=0) for some in (pictures, true)))
-
-
 def projections(pictures, seed=0):
     """Pictures along random directions: [N, directions]."""
     directions = np.random.RandomState(seed).standard_normal((pictures[0].size, DIRECTIONS))
@@ -130,7 +118,13 @@ def projections(pictures, seed=0):
 
 
 def apart(one, other):
-    """The root of the mean squared difference of two sorted sets of projections."""
+    """Sliced Wasserstein distance (Rabin et al. 2011) of two sets of pictures.
+
+    Args:
+        one, other: their `projections`, sorted along the pictures, of as many pictures each.
+    Returns:
+        The root of the mean squared difference, in units of one colour value of one cell.
+    """
     return float(np.sqrt(np.mean((one - other) ** 2)))
 
 

@@ -1,9 +1,10 @@
-"""Settings compared with one of them over the same prompts and noise: `python tasks.py nano --study --table NAME`.
+"""Settings compared over the same prompts and noise, in ComfyUI's own sampling: `python tasks.py nano --study`.
 
 The pictures of each row are kept in `.nano/rows`, a file for every block of prompts, so a run that was stopped goes on there.
 The results are kept in `nano/results`. A new row runs alone where the pictures of the row that it is compared with are there.
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -15,7 +16,6 @@ import torch
 from scipy.stats import bootstrap
 from tqdm import tqdm
 
-from ..guidance.rule import UNGUIDED
 from . import metrics, world
 from .build import digest
 from .in_comfyui import sampled
@@ -23,11 +23,12 @@ from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SEED, BLOCK, AT_ONCE = 0, 64, 4
+SEED, BLOCK, AT_ONCE = 0, 64, 8
 RESAMPLES = 999
 # Of a normal distribution, 95% lie within so many standard errors.
 NORMAL = 1.96
 STRONG = 8
+STATIC = ", static"
 SECOND = {"double_layers": "", "single_layers": "2", "start": 0.0}
 # What “as good” means: at most so many points fewer right, and so many times the distance to true pictures.
 POINTS, RATIO = 1.0, 1.02
@@ -36,31 +37,33 @@ Node = tuple[str, dict[str, Any]]
 
 
 class Row(NamedTuple):
-    """The nodes between the loader and the sampler, and the sampler's cfg."""
+    """A model, the nodes between the loader and the sampler, the sampler's cfg, and its sigmas.
+
+    `shift`: `dynamic` (KleinKit's) or `static` (ComfyUI's scheduler `simple`).
+    """
 
     nodes: tuple[Node, ...] = ()
     cfg: float = 4
-
-
-class Table(NamedTuple):
-    """Rows on one model; the first is that with which the others are compared."""
-
-    role: str
-    steps: int
-    rows: dict[str, Row]
+    role: str = "base"
+    steps: int = 20
+    shift: str = "dynamic"
 
 
 def klein_cfg(unguided: str, schedule: str = "constant", **inputs: Any) -> Node:
     return "KleinKitCFG", {"schedule": {"schedule": schedule, **inputs}, "unguided": unguided}
 
 
-def skip(mode: str, ratio: float, unguided: str, cfg: float = 4) -> Row:
-    return Row((klein_cfg(unguided, "skip", mode=mode, guided_ratio=ratio),), cfg)
+def scheduled(schedule: str, unguided: str = "conditional", cfg: float = 4, **inputs: Any) -> Row:
+    return Row((klein_cfg(unguided, schedule, **inputs),), cfg)
 
 
-def adaptive(unguided: str, threshold: float, cfg: float = 4, every: int = 0, **schedule: Any) -> Row:
-    ends = "KleinKitAdaptiveGuidance", {"threshold": threshold, "every": every}
-    return Row((klein_cfg(unguided, **schedule), ends), cfg)
+def skip(mode: str, ratio: float, unguided: str = "conditional", cfg: float = 4) -> Row:
+    return scheduled("skip", unguided, cfg, mode=mode, guided_ratio=ratio)
+
+
+def every(steps: int, unguided: str, **schedule: Any) -> Row:
+    ends = "KleinKitAdaptiveGuidance", {"threshold": -1.0, "every": steps}
+    return Row((klein_cfg(unguided, **schedule), ends))
 
 
 def rule(node: str, cfg: float = STRONG, **inputs: Any) -> Row:
@@ -70,6 +73,10 @@ def rule(node: str, cfg: float = STRONG, **inputs: Any) -> Row:
 def apg(space: str) -> Row:
     # The limit of the paper for a latent of nano's size.
     return rule("KleinKitAPG", eta=0.0, norm_threshold=5.0, momentum=-0.5, space=space, start=0.0, scale=0.0)
+
+
+def nag(scale: float) -> Row:
+    return rule("KleinKitNAG", 1, scale=scale, tau=2.5, alpha=0.25, start=0.0, end=1.0)
 
 
 def without_negative(cfg: float) -> dict[str, Row]:
@@ -84,57 +91,66 @@ def without_negative(cfg: float) -> dict[str, Row]:
     }
 
 
+def distilled(**rows: Row) -> dict[str, Row]:
+    return {title: row._replace(role="distilled", steps=4) for title, row in rows.items()}
+
+
+# Each row is compared with the first of its table, and one that is called `X, static` with `X`.
 TABLES = {
-    "reuse": Table(
-        "base",
-        20,
-        {
-            "every step": Row(),
-            "every 4, reuse, cfg 4 to 1": adaptive("reuse", -1.0, every=4, schedule="curve", scales="4, 1"),
-            "every 4, reuse, diminishing 0.3": adaptive("reuse", -1.0, every=4, schedule="diminishing", cutoff=0.3),
-            "every step, cfg 4 to 1": Row((klein_cfg("conditional", "curve", scales="4, 1"),)),
-            "every 4, reuse": adaptive("reuse", -1.0, every=4),
-            "every 4, extrapolate": adaptive("extrapolate", -1.0, every=4),
-            "middle 0.2, reuse, cfg 2.5": skip("middle", 0.2, "reuse", 2.5),
-            **{
-                f"middle 0.2, {unguided}": skip("middle", 0.2, unguided) for unguided in UNGUIDED if unguided != "unconditional"
-            },
-            **{f"late 0.2, {unguided}": skip("late", 0.2, unguided) for unguided in UNGUIDED if unguided != "unconditional"},
-            "alternate 0.15, reuse": skip("alternate", 0.15, "reuse"),
-            "alternate 0.2, extrapolate": skip("alternate", 0.2, "extrapolate"),
-            "alternate 0.2, conditional, cfg 10": skip("alternate", 0.2, "conditional", 10),
-        },
-    ),
+    "cfg": {
+        **{f"nano-base, 20 steps, cfg {cfg:g}": Row(cfg=cfg) for cfg in (4, 2, 1, 1.5, 3, 6, 8)},
+        **distilled(**{"nano-distilled, 4 steps, cfg 1": Row(cfg=1)}),
+    },
+    "steps": {
+        title: Row(steps=steps, shift=shift)
+        for steps in (20, 10, 4)
+        for title, shift in ((f"{steps}", "dynamic"), (f"{steps}{STATIC}", "static"))
+    },
+    "fewer_passes": {
+        "every step": Row(),
+        "every step, cfg 4 to 1": scheduled("curve", scales="4, 1"),
+        "every 4, reuse, cfg 4 to 1": every(4, "reuse", schedule="curve", scales="4, 1"),
+        "every 4, reuse, diminishing 0.3": every(4, "reuse", schedule="diminishing", cutoff=0.3),
+        "every 4, reuse": every(4, "reuse"),
+        "every 4, extrapolate": every(4, "extrapolate"),
+        "interval 0 to 0.5": scheduled("interval", start=0.0, end=0.5),
+        "interval 0.2 to 0.8": scheduled("interval", start=0.2, end=0.8),
+        "alternate 0.5": skip("alternate", 0.5),
+        "adaptive 0.99": Row((("KleinKitAdaptiveGuidance", {"threshold": 0.99}),)),
+        "middle 0.2": skip("middle", 0.2),
+        "middle 0.2, reuse, cfg 2.5": skip("middle", 0.2, "reuse", 2.5),
+        "late 0.2": skip("late", 0.2),
+    },
     # At a cfg that is too high for plain CFG.
-    "guiders": Table(
-        "base",
-        20,
-        {
-            "CFG": Row(cfg=STRONG),
-            "CFG-Zero*": rule("KleinKitCFGZeroStar", optimized_scale=True, zero_init_steps=0),
-            "TCFG": rule("KleinKitTCFG"),
-            **{f"APG, {space}": apg(space) for space in ("denoised", "velocity")},
-            "MAMBO-G": rule("KleinKitMAMBOG", alpha=8.0),
-            "FDG": rule("KleinKitFDG", shares="1, 0.44"),
-            "slerp": rule("KleinKitSlerpCFG"),
-            "slerp, cap 20": rule("KleinKitSlerpCFG", cap=20.0),
-            "renorm, global": rule("KleinKitRenorm", mode="global", strength=1.0, shrink_only=True),
-            **without_negative(STRONG),
-        },
-    ),
+    "guiders": {
+        "CFG": Row(cfg=STRONG),
+        "CFG-Zero*": rule("KleinKitCFGZeroStar", optimized_scale=True, zero_init_steps=0),
+        "TCFG": rule("KleinKitTCFG"),
+        **{f"APG, {space}": apg(space) for space in ("denoised", "velocity")},
+        "MAMBO-G": rule("KleinKitMAMBOG", alpha=8.0),
+        "FDG": rule("KleinKitFDG", shares="1, 0.44"),
+        "slerp": rule("KleinKitSlerpCFG"),
+        "slerp, cap 20": rule("KleinKitSlerpCFG", cap=20.0),
+        "renorm, global": rule("KleinKitRenorm", mode="global", strength=1.0, shrink_only=True),
+        **without_negative(STRONG),
+    },
     # The rules that need a negative do nothing here: the model runs at cfg 1.
-    "distilled_guiders": Table(
-        "distilled",
-        4,
-        {
+    "distilled": distilled(
+        **{
             "cfg 1": Row(cfg=1),
-            "NAG": rule("KleinKitNAG", 1, scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
-            "NAG, scale 2": rule("KleinKitNAG", 1, scale=2.0, tau=2.5, alpha=0.25, start=0.0, end=1.0),
+            "cfg 5, not guarded": Row(cfg=5),
+            "NAG": nag(5.0),
+            "NAG, scale 2": nag(2.0),
             **without_negative(1),
             "Momentum Guidance, alpha 0.1": rule("KleinKitMomentum", 1, alpha=0.1, beta=0.6, start=0.0, end=1.0),
-        },
+        }
     ),
 }
+
+
+def beside(rows, title):
+    """The title of the row that one is compared with."""
+    return title.removesuffix(STATIC) if title.endswith(STATIC) else next(iter(rows))
 
 
 def scenes_of(count):
@@ -175,22 +191,20 @@ def keep(path, **arrays):
 
 
 class Runner:
-    """Draws the rows of a table, in the real ComfyUI.
+    """Draws rows, in the real ComfyUI.
 
     Args:
-        model: without nodes.
+        load: `role → model` without nodes.
         text_encoder: path of the nano text encoder.
     """
 
-    def __init__(self, table, model, text_encoder, prompts, seeds):
-        self.table, self.model, self.text_encoder = table, model, text_encoder
+    def __init__(self, load, text_encoder, prompts, seeds):
+        self.load, self.text_encoder = functools.cache(load), text_encoder
         self.scenes, self.seeds, self.texts = scenes_of(prompts), seeds, {}
         self.blocks = range(0, prompts, BLOCK)
 
     def file(self, row, seed, start):
-        table = self.table
-        nodes, cfg = table.rows[row]
-        what = json.dumps([digest(table.role), table.steps, cfg, nodes, len(self.scenes[start : start + BLOCK])])
+        what = json.dumps([digest(row.role), row, len(self.scenes[start : start + BLOCK])])
         return STATE / "rows" / hashlib.sha1(what.encode()).hexdigest()[:16] / f"{seed}-{start}.npz"
 
     def missing(self, row):
@@ -205,13 +219,19 @@ class Runner:
             self.texts[start] = torch.stack(texts), empty
         return self.texts[start]
 
+    def sigmas(self, row):
+        if row.shift == "dynamic":
+            return sigmas_of(row.steps)
+        sampling = self.load(row.role).get_model_object("model_sampling")
+        return importlib.import_module("comfy.samplers").calculate_sigmas(sampling, "simple", row.steps)
+
     def draw(self, row, progress):
         """Draw what is missing of a row."""
-        model = with_nodes(self.model, self.table.rows[row].nodes)
+        model = with_nodes(self.load(row.role), row.nodes)
         for seed, start in self.missing(row):
             texts, empty = self.text(start)
-            noise, cfg = noise_of(seed, start, len(texts)), self.table.rows[row].cfg
-            latents, passes = sampled(model, noise, texts, empty, sigmas_of(self.table.steps), cfg, AT_ONCE)
+            noise = noise_of(seed, start, len(texts))
+            latents, passes = sampled(model, noise, texts, empty, self.sigmas(row), row.cfg, AT_ONCE)
             progress.update(len(texts))
             cells = metrics.from_signed(pictures(latents.flatten(2).transpose(1, 2)))
             keep(self.file(row, seed, start), cells=cells.astype(np.float16), passes=passes)
@@ -267,11 +287,12 @@ def compare(cells, against, true, scenes):
         cells, against, true: [seeds, prompts, 16, 16, 3].
         scenes: [prompts, 5].
     Returns:
-        `right` and `distance` of the row, and with intervals `points`, right more than the other's in percent, and `ratio`,
-        its distance over the other's; `[value, low, high]`.
+        `right` (of each attribute in `attributes`) and `distance` of the row, and with intervals `points`, right more than the
+        other's in percent, and `ratio`, its distance over the other's; `[value, low, high]`.
     """
     seeds = len(cells)
-    rights = [np.stack([metrics.right(one, scenes).mean(1) for one in both]).mean(0) for both in (cells, against)]  # [prompts]
+    seen = [np.stack([metrics.right(one, scenes) for one in both]) for both in (cells, against)]
+    rights = [one.mean((0, 2)) for one in seen]  # [prompts]
     # [directions, seeds, prompts]: sorted along the last axis in one go.
     projected = [
         np.ascontiguousarray(metrics.projections(one.reshape(-1, *one.shape[2:])).T, np.float32).reshape(-1, seeds, len(scenes))
@@ -285,6 +306,7 @@ def compare(cells, against, true, scenes):
     ours, real = (np.sort(one.reshape(len(one), -1), axis=1) for one in (projected[0], projected[2]))
     return {
         "right": float(rights[0].mean()),
+        "attributes": dict(zip(metrics.SCORED, seen[0].mean((0, 1)).tolist(), strict=True)),
         "distance": metrics.apart(ours, real),
         "points": interval_of(lambda chosen: 100 * float((rights[0] - rights[1])[chosen].mean()), scenes),
         "ratio": interval_of(ratio, scenes),
@@ -299,9 +321,9 @@ def verdict(found):
     return "no" if points[2] < -POINTS or ratio[1] > RATIO else "open"
 
 
-def is_of(found, role):
-    """Whether a result is of the weights that a model has today."""
-    return found["weights"] == digest(role)
+def is_of(found, row):
+    """Whether a result is of the weights that a row's model has today."""
+    return found["weights"] == digest(row.role)
 
 
 def results_of(name):
@@ -310,41 +332,37 @@ def results_of(name):
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def run(name, model_of, text_encoder, prompts, seeds, rows=()):
-    """Draw and compare rows of a table; each result is written at once.
+def run(tables, load, text_encoder, prompts, seeds, rows=()):
+    """Draw and compare rows of tables; each result is written at once.
 
     Args:
-        name: of `TABLES`.
-        model_of: `(role) → model`.
-        rows: names of rows; all when there are none.
-    Returns:
-        `{row: result}` of these prompts and seeds.
+        tables: names of `TABLES`.
+        load: `role → model`.
+        rows: their names; all when there are none.
     """
-    table, results = TABLES[name], results_of(name)
-    against, wanted = next(iter(table.rows)), tuple(rows or table.rows)
-    runner = Runner(table, model_of(table.role), text_encoder, prompts, seeds)
-    found_before = results.get(f"{prompts} × {seeds}", {})
-    known = {row: found for row, found in found_before.items() if is_of(found, table.role)}
-    rows = [row for row in dict.fromkeys((against, *wanted)) if row not in known or row == against]
-    todo = sum(len(runner.scenes[start : start + BLOCK]) for row in rows for _, start in runner.missing(row))
-    with tqdm(total=todo, unit="picture") as progress:
-        for row in rows:
+    size, runner = f"{prompts} × {seeds}", Runner(load, text_encoder, prompts, seeds)
+    todo = []
+    for name in tables:
+        known = results_of(name).get(size, {})
+        todo += [
+            (name, title, TABLES[name][title], TABLES[name][beside(TABLES[name], title)])
+            for title in rows or TABLES[name]
+            if title not in known or not is_of(known[title], TABLES[name][title])
+        ]
+    wanted = {repr(row): row for _, _, *pair in todo for row in pair}.values()
+    blocks = sum(len(runner.missing(row)) for row in wanted)
+    with tqdm(total=blocks * min(BLOCK, prompts), unit="picture") as progress:
+        for name, title, row, other in todo:
+            runner.draw(other, progress)
             runner.draw(row, progress)
             cells, passes = runner.drawn(row)
-            found = compare(cells, runner.drawn(against)[0], runner.true(), runner.scenes)
-            known[row] = found | {
-                "passes": passes,
-                "nodes": table.rows[row].nodes,
-                "cfg": table.rows[row].cfg,
-                "weights": digest(table.role),
-            }
-            write(name, f"{prompts} × {seeds}", known)
+            found = compare(cells, runner.drawn(other)[0], runner.true(), runner.scenes)
+            write(name, size, {title: found | {"passes": passes, "row": row, "weights": digest(row.role)}})
             progress.write(
-                f"{row}: {100 * found['right']:.1f}% right ({found['points'][0]:+.2f} points, {found['points'][1]:+.2f} to "
-                f"{found['points'][2]:+.2f}), distance × {found['ratio'][0]:.3f} ({found['ratio'][1]:.3f} to "
-                f"{found['ratio'][2]:.3f}), {passes:.4g} passes: {verdict(found)}"
+                f"{name}: {title}: {100 * found['right']:.1f}% right ({found['points'][0]:+.2f} points, "
+                f"{found['points'][1]:+.2f} to {found['points'][2]:+.2f}), distance × {found['ratio'][0]:.3f} "
+                f"({found['ratio'][1]:.3f} to {found['ratio'][2]:.3f}), {passes:.4g} passes: {verdict(found)}"
             )
-    return known
 
 
 def write(name, size, known):

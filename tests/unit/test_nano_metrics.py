@@ -48,7 +48,8 @@ def test_adherence_falls_with_noise(noisy, scenes):
 
 
 def test_distance_grows_with_noise(noisy, true):
-    distances = [metrics.distance(pictures, true) for pictures in noisy]
+    real, *worse = (np.sort(metrics.projections(pictures), axis=0) for pictures in (true, *noisy))
+    distances = [metrics.apart(some, real) for some in worse]
     assert distances[0] == 0
     assert distances == sorted(distances)
 

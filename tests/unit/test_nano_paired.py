@@ -2,9 +2,18 @@
 
 import numpy as np
 import pytest
-from kleinkit.nano import build, metrics, paired, publish, world
+from guidance_nodes import EVERY_NODE
+from kleinkit.nano import build, edit_study, metrics, paired, publish, world
 
 PROMPTS, SEEDS = 64, 2
+# They act at cfg 1, where a distilled model runs.
+WITHOUT_NEGATIVE = {
+    "KleinKitSkipLayerGuidance",
+    "KleinKitSEG",
+    "KleinKitAutoGuidance",
+    "KleinKitMomentum",
+    "KleinKitNAG",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,10 @@ def test_a_row_beside_itself_is_as_good(drawn, true, scenes):
     found = paired.compare(drawn, drawn, true, scenes)
     assert found["points"] == [0.0, 0.0, 0.0] and found["ratio"] == pytest.approx([1.0, 1.0, 1.0])
     assert found["right"] >= 0.99
-    assert found["distance"] == pytest.approx(metrics.distance(*map(np.concatenate, (drawn, true))))
+    projected = (np.sort(metrics.projections(np.concatenate(some)), axis=0) for some in (drawn, true))
+    assert found["distance"] == pytest.approx(metrics.apart(*projected))
+    assert found["attributes"].keys() == set(metrics.SCORED)
+    assert np.mean([*found["attributes"].values()]) == pytest.approx(found["right"])
     assert paired.verdict(found) == "yes"
 
 
@@ -81,8 +93,32 @@ def test_more_prompts_begin_with_the_same_ones():
 
 
 def test_every_table_s_rows_differ():
-    for table in paired.TABLES.values():
-        assert len({repr(row) for row in table.rows.values()}) == len(table.rows)
+    for rows in paired.TABLES.values():
+        assert len({repr(row) for row in rows.values()}) == len(rows)
+
+
+def test_a_static_shift_is_compared_with_the_dynamic_one():
+    rows = paired.TABLES["steps"]
+    assert {title: paired.beside(rows, title) for title in rows} == {
+        "20": "20",
+        "20, static": "20",
+        "10": "20",
+        "10, static": "10",
+        "4": "20",
+        "4, static": "4",
+    }
+    assert {rows[title].shift for title in rows if title.endswith("static")} == {"static"}
+
+
+# Presets are stacks of the other nodes; nano has no fine-tuned model beside its base.
+WITHOUT_A_ROW = {"KleinKitGuidance", "KleinKitBaseUncond"}
+
+
+@pytest.mark.parametrize("role, missing", [("base", {"KleinKitNAG"}), ("distilled", EVERY_NODE.keys() - WITHOUT_NEGATIVE)])
+def test_every_rule_has_a_row(role, missing):
+    tables = *paired.TABLES.values(), *edit_study.TABLES.values()
+    measured = {node for rows in tables for row in rows.values() if row.role == role for node, _ in row.nodes}
+    assert measured == EVERY_NODE.keys() - missing - WITHOUT_A_ROW
 
 
 @pytest.fixture
