@@ -537,7 +537,7 @@ def parse(arguments):
     family.add_argument("--prompts", type=int, default=256, help="held-out prompts of the study; default 256")
     family.add_argument("--seeds", type=int, default=1, help="of each prompt; default 1")
     family.add_argument("--table", help="only this: cfg, steps, fewer_passes, guiders, distilled or edits")
-    family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of a table; of edits, only these tables")
+    family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows; of edits, these tables too")
     command("pictures", "make the pictures of the workflows and of the README anew")
     sweep = command("sweep", "run a workflow's Klein Sweep on several ComfyUI servers at once, with Ray")
     sweep.add_argument("workflow", type=Path, help="in API format: File → Export (API) in ComfyUI")

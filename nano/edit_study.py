@@ -4,6 +4,7 @@ Each row runs the same held-out edits from the same noise, in the real ComfyUI. 
 `.nano/edits`, a file a row, so a run that was stopped goes on; results are in `nano/results/edits.json`.
 """
 
+import functools
 import hashlib
 import json
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from ..scheduler.schedule import Schedule, make
 from . import edits, metrics, world
 from .build import digest
 from .in_comfyui import sampled
-from .paired import Node, apg, every, interval_of, keep, scheduled, with_nodes, write
+from .paired import Node, apg, beside, every, interval_of, keep, scheduled, with_nodes, write
 from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, latents, pictures
 
@@ -49,30 +50,29 @@ def image_cfg(scale, cfg):
     return Row((("KleinKitImageCFG", {"image_scale": scale}),), cfg)
 
 
-IMAGE_SCALES, CFGS = (1.5, 2.0, 0.0, 4.0), (4, 2, 8, 1)
+IMAGE_SCALES, CFGS = (0.0, 1.5, 2.0, 4.0), (2, 1, 4, 8)
 REUSE = every(4, "reuse", schedule="diminishing", cutoff=0.3).nodes
-# The first row of each is that with which the others are compared.
 TABLES = {
     "cfg": {
-        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1.5, 4, 1, 3, 6)},
-        "base, 10 steps, cfg 2": Row(steps=10),
+        **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1.5, 4, 1)},
+        "base, cfg 2: 10 steps": Row(steps=10),
         "distilled, 4 steps, cfg 1": Row(cfg=1, role="distilled", steps=4),
+        **{f"base, cfg 4: image_scale {scale:g}": image_cfg(scale, 4) for scale in (1.5, 2)},
+        "base, cfg 4: every 4, reuse, diminishing 0.3": Row(REUSE, 4),
     },
     "image_cfg": {
-        "cfg 2": Row(),
-        **{f"cfg {cfg}": Row(cfg=cfg) for cfg in CFGS if cfg != 2},
-        **{f"image_scale {scale:g}, cfg {cfg}": image_cfg(scale, cfg) for cfg in CFGS for scale in IMAGE_SCALES},
+        **{f"cfg {cfg}": Row(cfg=cfg) for cfg in CFGS},
+        **{f"cfg {cfg}: image_scale {scale:g}": image_cfg(scale, cfg) for cfg in CFGS for scale in IMAGE_SCALES},
     },
     "shown": {
-        f"{shown}, cfg {cfg}": Row(cfg=cfg, shown=where)
+        f"cfg {cfg}{shown}": Row(cfg=cfg, shown=where)
         for cfg in (2, 4)
-        for shown, where in (("references in both prompts", "both"), ("in the positive alone", "positive"))
+        for shown, where in (("", "both"), (": references in the positive alone", "positive"))
     },
     "fewer_passes": {
-        "every step, cfg 4": Row(cfg=4),
-        "every 4, reuse, diminishing 0.3, cfg 4": Row(REUSE, 4),
-        "every step, cfg 2": Row(),
-        "every 4, reuse, diminishing 0.3, cfg 2": Row(REUSE, 2),
+        f"cfg {cfg}{name}": Row(nodes, cfg)
+        for cfg in (4, 2)
+        for name, nodes in (("", ()), (": every 4, reuse, diminishing 0.3", REUSE))
     },
     "rules": {
         "CFG, cfg 4": Row(cfg=4),
@@ -89,10 +89,10 @@ TABLES = {
     },
     "masked": {
         "the whole picture": Row(),
-        "only the masked part": Row(masked=True),
-        "only the masked part, no reference": Row(cfg=4, shown="none", says="scene", masked=True),
+        "the whole picture: only the masked part": Row(masked=True),
+        "the whole picture: only the masked part, no reference": Row(cfg=4, shown="none", says="scene", masked=True),
         "distilled, the whole picture": Row(cfg=1, role="distilled", steps=4),
-        "distilled, only the masked part": Row(cfg=1, role="distilled", steps=4, masked=True),
+        "distilled, the whole picture: only the masked part": Row(cfg=1, role="distilled", steps=4, masked=True),
     },
 }
 
@@ -189,30 +189,27 @@ def compare(found, against):
     }
 
 
-def run(tables, load, text_encoder, count):
-    """Draw and compare the rows of tables; each result is written at once.
+def run(names, load, text_encoder, count):
+    """Draw and compare rows; each result is written at once.
 
     Args:
-        tables: names of `TABLES`.
+        names: of `TABLES`, or of rows.
         load: `role → model`.
         count: how many edits, at most 256.
     """
-    bench, models = prepare(count, text_encoder), {}
-    with tqdm(total=sum(len(TABLES[name]) for name in tables), unit="row") as progress:
-        for name in tables:
-            first = None
-            for title, row in TABLES[name].items():
-                if row.role not in models:
-                    models[row.role] = load(row.role)
-                found, passes = outcome_of(bench, row, models[row.role])
-                first = found if first is None else first
-                result = compare(found, first) | {"passes": passes, "edits": count, "weights": digest(row.role)}
-                write(RESULTS, name, {title: result})
-                progress.update()
-                progress.write(
-                    f"{name}: {title}: asked {100 * result['asked']:.1f}%, kept {100 * result['kept']:.1f}%, "
-                    f"pixels {result['pixels']:.4f}, {passes:.4g} passes"
-                )
+    bench, load = prepare(count, text_encoder), functools.cache(load)
+    todo = [(table, title) for table, rows in TABLES.items() for title in rows if table in names or title in names]
+    with tqdm(todo, unit="row") as progress:
+        for table, title in progress:
+            row, other = TABLES[table][title], TABLES[table][beside(TABLES[table], title)]
+            against, _ = outcome_of(bench, other, load(other.role))
+            found, passes = outcome_of(bench, row, load(row.role))
+            result = compare(found, against) | {"passes": passes, "edits": count, "weights": digest(row.role)}
+            write(RESULTS, table, {title: result})
+            progress.write(
+                f"{table}: {title}: asked {100 * result['asked']:.1f}%, kept {100 * result['kept']:.1f}%, "
+                f"pixels {result['pixels']:.4f}, {passes:.4g} passes"
+            )
 
 
 def outcome_of(bench, row, model):

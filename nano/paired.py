@@ -28,7 +28,6 @@ RESAMPLES = 999
 # Of a normal distribution, 95% lie within so many standard errors.
 NORMAL = 1.96
 STRONG = 8
-STATIC = ", static"
 SECOND = {"double_layers": "", "single_layers": "2", "start": 0.0}
 # What “as good” means: at most so many points fewer right, and so many times the distance to true pictures.
 POINTS, RATIO = 1.0, 1.02
@@ -95,7 +94,6 @@ def distilled(**rows: Row) -> dict[str, Row]:
     return {title: row._replace(role="distilled", steps=4) for title, row in rows.items()}
 
 
-# Each row is compared with the first of its table, and one that is called `X, static` with `X`.
 TABLES = {
     "cfg": {
         **{f"nano-base, 20 steps, cfg {cfg:g}": Row(cfg=cfg) for cfg in (4, 2, 1, 1.5, 3, 6, 8)},
@@ -104,7 +102,7 @@ TABLES = {
     "steps": {
         title: Row(steps=steps, shift=shift)
         for steps in (20, 10, 4)
-        for title, shift in ((f"{steps}", "dynamic"), (f"{steps}{STATIC}", "static"))
+        for title, shift in ((f"{steps} steps", "dynamic"), (f"{steps} steps: static shift", "static"))
     },
     "fewer_passes": {
         "every step": Row(),
@@ -149,8 +147,9 @@ TABLES = {
 
 
 def beside(rows, title):
-    """The title of the row that one is compared with."""
-    return title.removesuffix(STATIC) if title.endswith(STATIC) else next(iter(rows))
+    """The title of the row that one is compared with: `X: …` with `X`, others with the first of their table."""
+    other = title.rpartition(": ")[0]
+    return other if other in rows else next(iter(rows))
 
 
 def scenes_of(count):

@@ -102,20 +102,25 @@ def plot_edits(known):
     """A figure: what edits do and keep over cfg, and over the picture's own scale at each cfg."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     over_cfg, *over_scale = figure.subplots(1, 3, sharey=True)
-    plain = {float(row.split("cfg ")[1]): found for row, found in known["cfg"].items() if row.startswith("base, cfg")}
+    plain = {
+        row.cfg: known["cfg"][title]
+        for title, row in edit_study.TABLES["cfg"].items()
+        if row == edit_study.Row(cfg=row.cfg) and title in known["cfg"]
+    }
     for name in ("asked", "kept"):
         cfgs = sorted(plain)
         over_cfg.plot(cfgs, [100 * plain[cfg][name] for cfg in cfgs], "o-", label=name)
     over_cfg.set(xlabel="cfg", ylabel="%", title="plain CFG")
     over_cfg.legend()
     scaled = {}
-    for row, found in known["image_cfg"].items():
-        scale, cfg = re.fullmatch(r"(?:image_scale (\S+), )?cfg (\S+)", row).groups()
-        scaled.setdefault(cfg, {})[float(scale or 1)] = found
+    for title, row in edit_study.TABLES["image_cfg"].items():
+        if title in known["image_cfg"]:
+            scale = row.nodes[0][1]["image_scale"] if row.nodes else 1
+            scaled.setdefault(row.cfg, {})[scale] = known["image_cfg"][title]
     for axes, name in zip(over_scale, ("asked", "kept"), strict=True):
-        for cfg in sorted(scaled, key=float):
+        for cfg in sorted(scaled):
             scales = sorted(scaled[cfg])
-            axes.plot(scales, [100 * scaled[cfg][scale][name] for scale in scales], "o-", label=f"cfg {cfg}")
+            axes.plot(scales, [100 * scaled[cfg][scale][name] for scale in scales], "o-", label=f"cfg {cfg:g}")
         axes.set(xlabel="image_scale", title=named(f"{name}, Klein Image CFG", known["image_cfg"]["cfg 2"], edit_study.Row()))
         axes.legend()
     for axes in (over_cfg, *over_scale):
