@@ -103,6 +103,20 @@ function tick(value) {
 }
 
 /**
+ * Have a node begin as large as the editor makes it when it is loaded, and be loaded as large as it was saved: the editor takes
+ * every other size for a change by the user, with which undo and redo end. A choice that brings inputs of its own shrinks a node.
+ */
+function keepSize(node) {
+  const atLeast = ([width, height], other) => node.setSize([Math.max(width, other[0]), Math.max(height, other[1])])
+  atLeast(node.size, node.computeSize())
+  const { onConfigure } = node
+  node.onConfigure = function (saved) {
+    onConfigure?.call(this, saved)
+    if (saved.size) atLeast(node.size, saved.size)
+  }
+}
+
+/**
  * Add a figure to a node.
  * @param node LGraphNode
  * @param {string} name of the widget
@@ -127,6 +141,7 @@ export function addFigure(node, name, type, lines) {
   const widget = node.addDOMWidget(name, type, root, { serialize: false, hideInPanel: true, getMinHeight: () => height, ...most })
   // The option keeps it out of prompts, this out of workflows.
   widget.serialize = false
+  keepSize(node)
 
   const texts = (parent, values) =>
     parent.replaceChildren(...values.map((text) => write(element("span", ""), text)))

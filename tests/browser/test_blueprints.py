@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from editor import body, choose, connect, enter, in_vue, run, settle, shorten
+from editor import body, choose, connect, enter, in_vue, one_renderer, overlapping, run, settle, shorten
 from kleinkit.harness.editor import add_node, clear
 from kleinkit.harness.workflow import NANO_EXAMPLES, NANO_PIXELS, WORKFLOWS
 
@@ -126,6 +126,29 @@ def connect_pictures(page, node):
 @pytest.fixture
 def dropped(page, request):
     return drop(page, request.param)
+
+
+@one_renderer
+def test_what_is_inside_is_as_the_editor_keeps_it(page):
+    """Else undo finds a change that nobody made, and ends; and one node is drawn over another."""
+    files = [json.loads(path.read_text("utf-8")) for path in WORKFLOWS.parent.glob("subgraphs/*.json")]
+    for file in files:
+        [saved] = file["definitions"]["subgraphs"]
+        [kept] = page.evaluate(
+            """async (graph) => {
+            await app.loadGraphData(graph)
+            return app.rootGraph.serialize().definitions.subgraphs
+        }""",
+            file,
+        )
+        names, sizes = (
+            [{node["id"]: of(node) for node in one["nodes"]} for one in (saved, kept)]
+            for of in (lambda node: [entry["name"] for entry in node["inputs"]], lambda node: node["size"])
+        )
+        assert (names[0], sizes[0], saved["links"]) == (names[1], sizes[1], kept["links"])
+        page.evaluate("app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])")
+        assert overlapping(page) == []
+        page.evaluate("app.canvas.setGraph(app.rootGraph)")
 
 
 # All in one renderer; in the other those that have the most to show.

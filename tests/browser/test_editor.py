@@ -254,6 +254,35 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     assert saved["nodes"][0]["widgets_values"] == [20, 1024, 1024, 1, "ksampler", "flux1", 0.3, 1.15, "uniform", 0]
 
 
+@pytest.mark.parametrize("kind", ["KleinKitCFG", "KleinKitLoader"])
+def test_changes_beside_a_preview_are_undone_and_done_again(page, kind):
+    """A node of another size than before would be a change too, and end what can be undone."""
+    node, sampler = add_node(page, kind, 400), add_node(page, "KSampler")
+
+    def look():
+        """Click beside the nodes: the editor looks for changes, once they have their size."""
+        page.evaluate("async () => { for (let frame = 0; frame < 10; frame++) await new Promise(requestAnimationFrame) }")
+        page.mouse.click(1350, 760)
+
+    look()
+    for steps in (7, 9):
+        enter(page, sampler, "steps", steps)
+        look()
+    page.evaluate("app.canvas.canvas.focus()")
+    for key, steps in ("z", 7), ("z", 20), ("y", 7), ("y", 9):
+        page.keyboard.press(f"Control+{key}")
+        page.wait_for_function(
+            "([id, steps]) => app.graph.getNodeById(id)?.widgets.find(({ name }) => name === 'steps').value === steps",
+            arg=[sampler, steps],
+        )
+        look()
+        page.evaluate("app.canvas.canvas.focus()")
+    page.evaluate("(id) => app.graph.getNodeById(id).setSize([420, 600])", node)
+    page.evaluate("app.loadGraphData(app.graph.serialize())")
+    settle(page)
+    assert page.evaluate("(id) => [...app.graph.getNodeById(id).size]", node) == [420, 600]
+
+
 @one_renderer
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("FLUX 3 ")])
 def test_a_workflow_of_flux3_says_which_comfyui_it_needs(page, server, name):

@@ -162,7 +162,7 @@ def settle(page):
 
 def overlapping(page):
     """The titles of each two nodes of which one covers a part of the other, as the renderer that is on draws them."""
-    boxes = page.evaluate("""() => app.graph.nodes.map((node) => {
+    boxes = page.evaluate("""() => app.canvas.graph.nodes.map((node) => {
         if (!LiteGraph.vueNodesMode) {
             const [left, top, width, height] = node.getBounding()
             return [node.title, left, top, left + width, top + height]
