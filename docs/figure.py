@@ -11,14 +11,18 @@ from PIL import Image
 PAGES = Path(__file__).resolve().parent.parent / "web" / "docs"
 # Twice what the editor's panel has room for.
 WIDTH = 560
-MOST_BYTES, COLOURS = 40_000, (256, 64, 32, 16)
+MOST_BYTES = 40_000
+# Of a picture, and of a plot, which needs few.
+COLOURS, PLOT_COLOURS, FEWER = 128, 32, (64, 32, 16)
 
 
-def save(picture: Image.Image, name: str):
-    """Write a picture to web/docs as a PNG of as many colours as `MOST_BYTES` allow."""
+def save(picture: Image.Image, name: str, most: int = COLOURS):
+    """Write a picture to web/docs as a PNG of at most so many colours, and fewer where `MOST_BYTES` need it."""
     path = PAGES / f"{name}.png"
-    for colours in COLOURS:
-        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    for colours in (most, *(few for few in FEWER if few < most)):
+        # By coverage and then by means: a small part keeps its colour, and a large noisy ground its own.
+        reduced = picture.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+        reduced.save(path, optimize=True)
         if path.stat().st_size <= MOST_BYTES:
             return
 
@@ -35,4 +39,6 @@ def save_plots(plots: dict[str, Callable[[], Figure]]):
         drawn = io.BytesIO()
         plot().savefig(drawn)
         picture = Image.open(drawn).convert("RGB")
-        save(picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS), name)
+        save(
+            picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS), name, PLOT_COLOURS
+        )
