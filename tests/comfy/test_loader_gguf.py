@@ -7,7 +7,7 @@ import pytest
 import torch
 from files import klein, qwen3, write
 from gguf_files import llama_name, read_gguf_weights, write_gguf
-from loader import link_models, load, use_models
+from loader import check_that_a_merge_gets_all_layers, link_models, load, use_models
 from safetensors.torch import load_file
 from sampling import comfy_run, conditioning, embeddings, latent_noise
 
@@ -140,6 +140,7 @@ def test_text_encoder_is_trimmed_and_equal(installed, run_node, qwen):
     unused = re.compile(r"layers\.(27|28)\.|norm\.|lm_head\.")
     assert kept == {name for name in all_of_it if not unused.match(name)} and "lm_head.weight" in all_of_it
     assert clip.patcher.model_size() < whole.patcher.model_size()
+    check_that_a_merge_gets_all_layers(clip, whole)
     with pytest.raises(ValueError, match="a trimmed text encoder cannot generate text"):
         clip.generate({})
     untrimmed, info = (load(run_node, qwen, trim_text_encoder=False)[number] for number in (1, 5))
