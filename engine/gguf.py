@@ -6,12 +6,13 @@ from typing import Any
 import comfy.sd
 import folder_paths
 import nodes
+import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..checkpoint.families.family import Family
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, Checkpoint
-from .loading import refuse_what_needs_all_layers
-from .native import call, check_theta, language_model
+from .loading import is_left_out, language_model, mark_as_trimmed
+from .native import call, check_theta
 
 # By role: the node that loads a file, and the list that it takes the names from.
 LOADERS = {MODEL: ("UnetLoaderGGUF", "unet_gguf"), TEXT_ENCODER: ("CLIPLoaderGGUF", "clip_gguf")}
@@ -62,11 +63,21 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool) -> com
         built.layers, built.norm, built.lm_head = built.layers[: family.layers_read], None, None
         # ComfyUI counts a model's bytes once.
         clip.patcher.size = 0
-        refuse_what_needs_all_layers(clip)
+        mark_as_trimmed(clip, lambda: left_out(checkpoint, family))
     elif wanted:
         logging.info("Klein Loader: this ComfyUI builds %s in a way that is unknown here, so it is whole.", checkpoint.name)
     clip.patcher.cached_patcher_init = (text_encoder_patcher, (checkpoint, family, trim))
     return clip
+
+
+def left_out(checkpoint: Checkpoint, family: Family) -> dict[str, torch.Tensor]:
+    """What a trimmed text encoder lacks, by its names in Qwen3. Of a file that lacks it too, nothing."""
+    if checkpoint.parts[TEXT_ENCODER].layers[0] == family.layers_read:
+        return {}
+    whole = language_model(call(LOADERS[TEXT_ENCODER][0], clip_name=checkpoint.name, type=family.clip_type))
+    assert whole is not None
+    named = ((f"model.{key}", tensor) for key, tensor in whole.named_parameters())
+    return {key: tensor for key, tensor in named if is_left_out(key, "", family)}
 
 
 def text_encoder_patcher(checkpoint: Checkpoint, family: Family, trim: bool, **_: Any) -> ModelPatcher:

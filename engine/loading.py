@@ -1,5 +1,6 @@
 """ComfyUI's MODEL, CLIP and VAE from checkpoints that were inspected before: no header is read again."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,11 +12,15 @@ import nodes
 import safetensors
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders import flux
 from comfy.text_encoders.hunyuan_video import llama_detect
+from torch import nn
 
 from ..checkpoint import qwen3
+from ..checkpoint.families import FLUX2_KLEIN
+from ..checkpoint.families.family import Family
 from ..checkpoint.inspection import MODEL, TAEF2, TEXT_ENCODER, VAE, Checkpoint, family_of
 from ..checkpoint.klein import layout_of, original_weight
 
@@ -100,7 +105,7 @@ def load_text_encoder(checkpoint: Checkpoint, trim: bool, disable_dynamic: bool 
         disable_dynamic=disable_dynamic,
     )
     if trim:
-        refuse_what_needs_all_layers(clip)
+        mark_as_trimmed(clip, lambda: left_out(checkpoint, FLUX2_KLEIN))
     clip.patcher.cached_patcher_init = (text_encoder_patcher, (checkpoint, trim))
     return clip
 
@@ -109,8 +114,35 @@ def text_encoder_patcher(checkpoint: Checkpoint, trim: bool, disable_dynamic: bo
     return load_text_encoder(checkpoint, trim, disable_dynamic).patcher
 
 
-def refuse_what_needs_all_layers(clip: comfy.sd.CLIP) -> None:
-    """Make a trimmed text encoder refuse what it cannot do without the layers that were left out, and every clone of it."""
+def language_model(clip: comfy.sd.CLIP) -> nn.Module | None:
+    """The part of a text encoder that holds its layers; None if this ComfyUI names its parts otherwise."""
+    for module in clip.cond_stage_model.modules():
+        if isinstance(getattr(module, "layers", None), nn.ModuleList) and hasattr(module, "embed_tokens"):
+            return module
+    return None
+
+
+def is_left_out(key: str, prefix: str, family: Family) -> bool:
+    """Whether a tensor is of a layer that the family does not read, of the final norm, or of the output head."""
+    return bool(qwen3.plain_key(key, prefix, trim=False) and not qwen3.plain_key(key, prefix, trim=True, family=family))
+
+
+def left_out(checkpoint: Checkpoint, family: Family) -> dict[str, torch.Tensor]:
+    """What a trimmed text encoder lacks, by its names in Qwen3."""
+    prefix = checkpoint.parts[TEXT_ENCODER].prefix
+    found = read(checkpoint, lambda key: is_left_out(key, prefix, family))
+    return {str(qwen3.plain_key(key, prefix, trim=False)): tensor for key, tensor in found.items()}
+
+
+def mark_as_trimmed(clip: comfy.sd.CLIP, left_out: Callable[[], dict[str, torch.Tensor]]) -> None:
+    """Make a trimmed text encoder, and every clone of it, right or an error where the layers that were left out are needed.
+
+    It refuses to generate text and to be saved. Added to a whole encoder, as CLIPMergeSimple does, it gives those layers too.
+
+    Args:
+        clip: of the trimmed text encoder.
+        left_out: their tensors, by names in Qwen3.
+    """
 
     def refuse(what: str) -> Callable[..., NoReturn]:
         def refused(*args: Any, **kwargs: Any) -> NoReturn:
@@ -124,6 +156,26 @@ def refuse_what_needs_all_layers(clip: comfy.sd.CLIP) -> None:
     clip.cond_stage_model.generate = refuse("generate text")
     # ComfyUI asks a tokenizer for this only to save it with its text encoder: CLIPSave, CheckpointSave.
     clip.tokenizer.state_dict = refuse("be saved")
+    built = language_model(clip)
+    name = next(name for name, module in clip.cond_stage_model.named_modules() if module is built)
+
+    def lend(_: ModelPatcher | None, patcher: ModelPatcher) -> None:
+        # Without a circle, so that a patcher goes when nobody holds it.
+        itself, kind = weakref.ref(patcher), type(patcher)
+
+        def get_key_patches(filter_prefix: str | None = None) -> dict[str, list]:
+            named = ((f"{name}.{key.removeprefix('model.')}", tensor) for key, tensor in left_out().items())
+            lent = {key: [(tensor, _unchanged)] for key, tensor in named if key.startswith(filter_prefix or "")}
+            return kind.get_key_patches(itself(), filter_prefix) | lent
+
+        patcher.get_key_patches = get_key_patches
+
+    lend(None, clip.patcher)
+    clip.patcher.add_callback(CallbacksMP.ON_CLONE, lend)
+
+
+def _unchanged(weight: torch.Tensor, **_: Any) -> torch.Tensor:
+    return weight
 
 
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:

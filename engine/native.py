@@ -9,14 +9,13 @@ import comfy.utils
 import folder_paths
 import nodes
 from comfy.model_patcher import ModelPatcher
-from torch import nn
 
 from ..checkpoint.families.family import QWEN3_VL, Family
 from ..checkpoint.header import CheckpointError
 from ..checkpoint.inspection import MODEL, TEXT_ENCODER, Checkpoint
-from ..checkpoint.qwen3 import cut, plain_key
+from ..checkpoint.qwen3 import cut
 from ..checkpoint.variant import Variant
-from .loading import diffusers_model, read, refuse_what_needs_all_layers
+from .loading import diffusers_model, is_left_out, language_model, left_out, mark_as_trimmed, read
 
 
 def check_release(klein: Checkpoint, found: Variant) -> None:
@@ -72,7 +71,7 @@ def load_text_encoder(checkpoint: Checkpoint, family: Family, trim: bool, disabl
         clip = _from_weights(checkpoint, family, trim=True, disable_dynamic=disable_dynamic, model_options=settings)
         built = language_model(clip)
         if built is not None and len(built.layers) == family.layers_read and getattr(built, "norm", "unknown") is None:
-            refuse_what_needs_all_layers(clip)
+            mark_as_trimmed(clip, lambda: left_out(checkpoint, family))
         else:
             logging.info("Klein Loader: this ComfyUI builds all layers of %s, so it is loaded whole.", checkpoint.name)
             clip = None
@@ -104,14 +103,6 @@ def check_theta(clip: comfy.sd.CLIP, checkpoint: Checkpoint, family: Family) -> 
         )
 
 
-def language_model(clip: comfy.sd.CLIP) -> nn.Module | None:
-    """The part of a text encoder that holds its layers; None if this ComfyUI names its parts otherwise."""
-    for module in clip.cond_stage_model.modules():
-        if isinstance(getattr(module, "layers", None), nn.ModuleList) and hasattr(module, "embed_tokens"):
-            return module
-    return None
-
-
 def _is_listed(checkpoint: Checkpoint) -> bool:
     """Whether CLIPLoader lists the text encoder: it does not lie in a diffusers folder, or in the file of a Klein."""
     path = folder_paths.get_full_path("text_encoders", checkpoint.name)
@@ -123,7 +114,7 @@ def _from_weights(
 ) -> comfy.sd.CLIP:
     """The CLIP that CLIPLoader makes of a file that holds these weights, by the function that it calls."""
     prefix = checkpoint.parts[TEXT_ENCODER].prefix
-    weights = read(checkpoint, lambda key: key.startswith(prefix) and not (trim and _dead(key, prefix, family)))
+    weights = read(checkpoint, lambda key: key.startswith(prefix) and not (trim and is_left_out(key, prefix, family)))
     weights, _ = comfy.utils.convert_old_quants(weights, model_prefix=prefix, metadata=checkpoint.metadata)
     return comfy.sd.load_text_encoder_state_dicts(
         [{key.removeprefix(prefix): tensor for key, tensor in weights.items()}],
@@ -132,8 +123,3 @@ def _from_weights(
         model_options=model_options,
         disable_dynamic=disable_dynamic,
     )
-
-
-def _dead(key: str, prefix: str, family: Family) -> bool:
-    """Whether a tensor is of a layer that the family does not read, of the final norm, or of the output head."""
-    return bool(plain_key(key, prefix, trim=False) and not plain_key(key, prefix, trim=True, family=family))

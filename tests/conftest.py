@@ -10,14 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 # One thread is as fast as many on tiny models, and torch's waiting threads slow a busy machine tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no error, and a run can be repeated.
-settings.register_profile("kleinkit", deadline=None, derandomize=True)
+settings.register_profile("kleinkit", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kleinkit")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,14 +128,14 @@ def pack(comfy):
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory, comfyui):
-    """Make a base directory with the nano family, and with a node of `tiny_text_encoder` that can load it without the pack."""
+    """Make a base directory with the nano family, and with a pack: by default a node that can load it without ours."""
     from kleinkit.nano.build import build
     from templates import PACK
 
-    def family(name):
+    def family(name, pack=PACK):
         base = tmp_path_factory.mktemp(name)
         build(base / "models", comfyui)
-        shutil.copytree(PACK, base / "custom_nodes" / PACK.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(pack, base / "custom_nodes" / pack.name, ignore=shutil.ignore_patterns("__pycache__"))
         return base
 
     return family

@@ -7,7 +7,9 @@ import torch
 from flux3 import stand_in, text
 from guidance_nodes import EVERY_NODE
 from inpainting import cells, mask_of
+from kleinkit.nano.build import knows_taef2
 from loader import load
+from releases import may_lack
 from sampling import comfy_run, conditioning, embeddings, far, latent_noise, small_klein, with_nodes
 
 SIGMAS = torch.tensor([0.9, 0.7, 0.4, 0.0])
@@ -191,7 +193,7 @@ class TestOutpainting:
         shares = cells(latent["noise_mask"][:, 0], latent["samples"].shape)
         assert ((shares > 0) & (shares < 1)).any()
 
-    def test_the_border_is_not_seen_from_sigma_1_on(self, klein, vae, run_node, extend, pixels):
+    def test_the_border_is_not_seen_from_sigma_1_on(self, klein, vae, run_node, extend, pixels, comfyui):
         padded, mask, latent = extend(pixels)
         other = torch.where(mask[..., None] > 0, 0.9, padded)
         (dyed,) = run_node("VAEEncode", pixels=other, vae=vae)
@@ -201,5 +203,7 @@ class TestOutpainting:
             sigmas = torch.cat([torch.tensor([first]), SIGMAS[1:]])
             return comfy_run(klein, sigmas, NOISE, *prompts, 4.0, latent=picture["samples"], denoise_mask=mask[:, None])
 
-        assert torch.equal(made(latent, 1.0), made(dyed, 1.0))
+        # Nano's other VAE norms over the whole picture, so that what is kept is another latent in the last digits.
+        limit = 1e-5 if may_lack("0.24.1", knows_taef2(comfyui)) else 0.0
+        assert far(made(latent, 1.0), made(dyed, 1.0)) <= limit
         assert far(made(latent, 0.9), made(dyed, 0.9)) > 1e-3

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from files import flux2_vae, flux3_klein, klein, qwen3, qwen3_vl, write
-from loader import link_models, load, record_reads, use_models
+from loader import check_that_a_merge_gets_all_layers, link_models, load, record_reads, use_models
 from releases import may_lack
 
 MODEL = "flux3-image-klein-bf16.safetensors"
@@ -247,6 +247,7 @@ def test_trimmed_it_refuses_what_needs_all_layers(native):
             clip.generate({"qwen3vl_4b": [[(1, 1.0)]]})
         with pytest.raises(ValueError, match=r"a trimmed text encoder cannot be saved"):
             clip.get_sd()
+        check_that_a_merge_gets_all_layers(clip, native(trim=False))
     # ComfyUI loads it anew, for example for another device.
     make, arguments = ours.patcher.cached_patcher_init
     assert len(make(*arguments).model.qwen3vl_4b.transformer.model.layers) == 32

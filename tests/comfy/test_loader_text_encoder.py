@@ -9,6 +9,7 @@ from files import klein, qwen3, write
 from kleinkit.checkpoint.header import read_header
 from loader import link_models, load, record_reads, use_models
 from quantise import quantised
+from safetensors.torch import load_file
 
 PROMPTS = {
     "empty": "",
@@ -287,6 +288,34 @@ def test_saving_needs_all_layers(untrimmed, ours, run_node, tmp_path, monkeypatc
     assert not list(tmp_path.glob("trimmed*"))
     run_node(node, clip=whole, filename_prefix="whole", **rest)
     assert any(".layers.35." in key for key in read_header(next(tmp_path.glob("whole*"))).tensors)
+
+
+MERGES = {"CLIPMergeSimple": dict(ratio=0.25), "CLIPMergeAdd": {}, "CLIPMergeSubtract": dict(multiplier=0.5)}
+
+
+def test_merged_into_a_whole_one_and_saved(installed, loader, run_node, tmp_path, monkeypatch):
+    """A trimmed encoder, or a clone of it, gives a merge what a whole one gives: also the layers that it leaves out itself."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    one, other = ({name: tensor * scale for name, tensor in weights(layers=28).items()} for scale in (1, 0.7))
+    into = loader(write(installed / "one.safetensors", one), trim_text_encoder=False)[1]
+    file = write(installed / "other.safetensors", other)
+    trimmed, whole = (loader(file, trim_text_encoder=trim)[1] for trim in (True, False))
+    for node, inputs in MERGES.items():
+        saved = []
+        for name, given in (("trimmed", trimmed), ("whole", whole)):
+            [merged] = run_node(node, clip1=into, clip2=given, **inputs)
+            run_node("CLIPSave", clip=merged, filename_prefix=name)
+            [path] = tmp_path.glob(f"{name}*")
+            saved.append(load_file(path))
+            path.unlink()
+        ours, theirs = saved
+        assert ours.keys() == theirs.keys()
+        assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+        for key in ("model.layers.27.mlp.up_proj.weight", "model.norm.weight"):
+            assert not torch.equal(ours[f"qwen3_4b.transformer.{key}"], one[key])
+        trimmed = trimmed.clone()
 
 
 def test_untrimmed_generates_as_clip_loaders_does(untrimmed, theirs, run_node):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import safetensors
+import torch
 
 FOLDERS = ("diffusion_models", "text_encoders", "vae", "vae_approx", "diffusers", "loras")
 
@@ -64,3 +65,11 @@ def record_reads(monkeypatch):
     safe_open = safetensors.safe_open
     monkeypatch.setattr(safetensors, "safe_open", Recorded)
     return reads
+
+
+def check_that_a_merge_gets_all_layers(trimmed, whole):
+    """Merge nodes take from a trimmed text encoder what they take from a whole one; of a vision part only the names."""
+    ours, theirs = (clip.get_key_patches() for clip in (trimmed, whole))
+    assert ours.keys() == theirs.keys()
+    different = [key for key, [(weight, *_), *_] in theirs.items() if not torch.equal(ours[key][0][0], weight)]
+    assert [key for key in different if ".visual." not in key] == []

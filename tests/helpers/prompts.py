@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 from kleinkit.harness import server as api
@@ -9,6 +10,9 @@ from kleinkit.harness.workflow import as_prompt, for_nano, read
 from PIL import Image
 
 JSON = {"Content-Type": "application/json"}
+FAULT_PACK = Path(__file__).parent / "fault_pack"
+# Never ends by itself.
+WAIT = {"wait": {"class_type": "KleinKitTestWait", "inputs": {}}}
 LOADER = dict(
     diffusion_model="flux-2-klein-nano-base.safetensors",
     text_encoder="auto",
@@ -101,7 +105,17 @@ def run(server, wanted):
 
 def interrupt(server):
     """Ask for the end of the prompt that is running."""
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", b"{}", JSON), timeout=60).close()
+    _post(server, "/interrupt", {})
+
+
+def put_between(server, number, wanted):
+    """Queue a prompt, and wait for nothing. ComfyUI numbers prompts from 0 in the order in which they came; the lowest runs."""
+    _post(server, "/prompt", {"prompt": wanted, "number": number})
+
+
+def _post(server, path, body):
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), JSON)
+    urllib.request.urlopen(request, timeout=60).close()
 
 
 def state(server):

@@ -112,7 +112,7 @@ class TestFormulas:
 GUIDED = (0.25, 4.0, 100.0)
 PROJECTED = [
     dict(eta=eta, norm_threshold=threshold, momentum=momentum)
-    for eta, threshold, momentum in ((0.0, 15.0, -0.5), (0.5, 0.0, 0.25), (1.0, 40.0, 0.0), (0.0, 0.0, 0.0))
+    for eta, threshold, momentum in ((0.0, 15.0, -0.5), (0.5, 0.0, 0.25), (0.5, 9.0, 0.1), (1.0, 40.0, 0.0), (0.0, 0.0, 0.0))
 ]
 
 

@@ -3,8 +3,6 @@
 import functools
 import http.client
 import json
-import shutil
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -12,7 +10,6 @@ import numpy as np
 import prompts
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.nano.build import build
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +56,9 @@ class Killed(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory, comfyui):
+def base(family):
     """A base directory with the nano family and `fault_pack`."""
-    base = tmp_path_factory.mktemp("lab")
-    build(base / "models", comfyui)
-    pack = Path(prompts.__file__).parent / "fault_pack"
-    shutil.copytree(pack, base / "custom_nodes" / pack.name, ignore=shutil.ignore_patterns("__pycache__"))
-    return base
+    return family("lab", prompts.FAULT_PACK)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def runs(server):
-    """The workflow queued twice, the second time with nothing left of the first: (picture, sampler's progress, log)."""
+    """The workflow queued twice, each time with nothing left of what ran before: (picture, sampler's progress, log)."""
     runs = []
     for _ in range(2):
         prompt, progress = as_prompt(first_picture()), []
@@ -23,12 +23,12 @@ def runs(server):
             if kind == "progress":
                 progress.append((data["node"], data["value"], data["max"]))
 
+        api.forget(server)
         outcome = api.queue(server, prompt, listen)
         assert outcome.error is None, api.sentences(outcome.error)
         [picture] = api.pictures(server, outcome)
         steps = [(value, of) for node, value, of in progress if node == sampler]
         runs.append((np.asarray(Image.open(picture)), steps, outcome.log))
-        api.forget(server)
     return runs
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import prompts
 import pytest
 from kleinkit.harness import server as api
-from kleinkit.nano.build import build
 from kleinkit.remote.ray_sweep import main
 from kleinkit.remote.slot import waiting
 from PIL import Image
@@ -41,8 +40,7 @@ def busy(server):
     """Inside, the server is at work on another prompt, until that is interrupted."""
     at_work = threading.Event()
     with ThreadPoolExecutor(1) as other:
-        wait = {"wait": {"class_type": "KleinKitTestWait", "inputs": {}}}
-        run = other.submit(api.queue, server, wait, lambda kind, data: kind == "executing" and at_work.set())
+        run = other.submit(api.queue, server, prompts.WAIT, lambda kind, data: kind == "executing" and at_work.set())
         assert at_work.wait(60)
         try:
             yield
@@ -51,20 +49,31 @@ def busy(server):
         assert api.sentences(run.result().error) == ["KleinKitTestWait: interrupted"]
 
 
-def test_a_sweep_survives_a_server_that_ends(lab, study, tmp_path, comfyui, capsys):
+def test_a_sweep_survives_a_server_that_ends(lab, study, family, tmp_path, comfyui, capsys):
     wanted = prompts.run(lab, study)
     file, out = tmp_path / "study.json", tmp_path / "out"
     file.write_text(json.dumps(study), "utf-8")
-    build(tmp_path / "models", comfyui)
     with contextlib.ExitStack() as second, busy(lab), ThreadPoolExecutor(1) as killer:
-        doomed, over = second.enter_context(api.running(comfyui, tmp_path)), threading.Event()
+        base = family("doomed", prompts.FAULT_PACK)
+        doomed, over = second.enter_context(api.running(comfyui, base)), threading.Event()
+        held = second.enter_context(contextlib.ExitStack())
+        held.enter_context(busy(doomed))
+
+        def until(so):
+            while not over.is_set() and not so():
+                time.sleep(0.02)
 
         def end_it():
-            # In the middle: it has made a picture, and has work to do. While the other one is busy, it gets some.
-            while not over.is_set() and not (api.read_log(doomed.log).count("Prompt executed") and waiting(doomed.url)):
-                time.sleep(0.02)
-            second.close()
-            prompts.interrupt(lab)
+            # In the middle: it has made a picture, and has work to do, however slow the machine is. It is held until it has
+            # two prompts of the sweep, numbers 1 and 2, and does not come to the second one.
+            try:
+                until(lambda: waiting(doomed.url) >= 3)
+                prompts.put_between(doomed, 1.5, prompts.WAIT)
+                held.close()
+                until(lambda: api.read_log(doomed.log).count("Prompt executed") >= 2)
+            finally:
+                second.close()
+                prompts.interrupt(lab)
 
         end = killer.submit(end_it)
         try:
@@ -75,8 +84,8 @@ def test_a_sweep_survives_a_server_that_ends(lab, study, tmp_path, comfyui, caps
     lines = re.findall(r"^(\d+) of 7: (\d+) from (\S+)$", capsys.readouterr().out, re.MULTILINE)
     assert [int(number) for number, _, _ in lines] == [*range(1, len(LABELS) + 1)]
     assert sorted(label for _, label, _ in lines) == sorted(LABELS)
-    # It took prompts that another server has finished.
-    assert [url for _, _, url in lines].count(doomed.url) < api.read_log(doomed.log).count("got prompt")
+    # It took prompts that another server has finished, beside the two that held it.
+    assert [url for _, _, url in lines].count(doomed.url) < api.read_log(doomed.log).count("got prompt") - 2
     assert {path.name for path in out.iterdir()} == {*(f"{label}-0.png" for label in LABELS), "sheet.png"}
     # A picture that was read from a file may differ by one from one that was not.
     assert np.abs(np.asarray(Image.open(out / "sheet.png")).astype(int) - wanted).max() <= 1

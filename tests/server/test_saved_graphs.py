@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kleinkit.harness import server as api
+from kleinkit.nano.build import knows_taef2
 from PIL import Image
 
 SAVED = Path(__file__).resolve().parent.parent / "fixtures" / "c6ab3be"
@@ -13,6 +14,8 @@ NODES = json.loads((SAVED / "nodes.json").read_text("utf-8"))
 PROMPTS = sorted(path.stem for path in (SAVED / "prompts").glob("*.json"))
 # Another CPU may round the last digit of a pixel differently.
 LIMIT = 1
+# Where ComfyUI does not know TAEF2, nano has another VAE, which rounds differently; a sampler makes more of it in an edit.
+WITHOUT_TAEF2 = 12
 # What has changed on purpose since: `{(node, input): {what: why}}`.
 EXPLAINED: dict[tuple[str, str], dict[str, str]] = {
     ("KleinKitScheduler", "shift"): {
@@ -43,7 +46,8 @@ def test_everything_that_was_shipped_is_here():
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_saved_prompt_gives_its_pictures(server, name):
+def test_a_saved_prompt_gives_its_pictures(server, comfyui, name):
+    limit = LIMIT if knows_taef2(comfyui) else WITHOUT_TAEF2
     prompt = json.loads((SAVED / "prompts" / f"{name}.json").read_text("utf-8"))
     outcome = api.queue(server, prompt)
     assert outcome.error is None, api.sentences(outcome.error)
@@ -51,7 +55,8 @@ def test_a_saved_prompt_gives_its_pictures(server, name):
         [path] = api.pictures(server, outcome._replace(outputs={node: outcome.outputs[node]}))
         made = np.asarray(Image.open(path))
         assert made.shape == wanted.shape
-        assert np.abs(made.astype(int) - wanted).max() <= LIMIT
+        difference = np.abs(made.astype(int) - wanted)
+        assert difference.max() <= limit and difference.mean() <= LIMIT, (difference.max(), difference.mean())
 
 
 def entries(inputs):

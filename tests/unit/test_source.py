@@ -35,6 +35,7 @@ HARMLESS = {
     "time",
     "typing",
     "uuid",
+    "weakref",
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "nodes", "server"}
 IMPORTED_AS = {"PIL": "pillow"}
