@@ -82,14 +82,14 @@ def headline():
     rows = [
         (
             named(title, found, row),
+            size,
             f"{100 * found['right']:.1f}",
             *(f"{100 * found['attributes'][name]:.1f}" for name in SCORED),
-            f"{found['distance']:.4f}",
             f"{found['passes']:.4g}",
         )
-        for title, row, _, found in best_of("cfg")
+        for title, row, size, found in best_of("cfg")
     ]
-    return table(rows, "", "right, %", *(f"{name}, %" for name in SCORED), "distance", "passes")
+    return table(rows, "", "prompts × seeds", "right, %", *(f"{name}, %" for name in SCORED), "passes")
 
 
 def named(title, found, row):
