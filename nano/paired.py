@@ -345,8 +345,8 @@ def run(tables, load, text_encoder, prompts, seeds, rows=()):
         known = results_of(name).get(size, {})
         todo += [
             (name, title, TABLES[name][title], TABLES[name][beside(TABLES[name], title)])
-            for title in rows or TABLES[name]
-            if title not in known or not is_of(known[title], TABLES[name][title])
+            for title in TABLES[name]
+            if (not rows or title in rows) and (title not in known or not is_of(known[title], TABLES[name][title]))
         ]
     wanted = {repr(row): row for _, _, *pair in todo for row in pair}.values()
     blocks = sum(len(runner.missing(row)) for row in wanted)

@@ -32,6 +32,9 @@ def main(arguments):
     parser.add_argument("--table", choices=[*paired.TABLES, edit_study.RESULTS])
     parser.add_argument("--rows", nargs="*", default=())
     options = parser.parse_args(arguments)
+    unknown = set(options.rows).difference(edit_study.TABLES, *edit_study.TABLES.values(), *paired.TABLES.values())
+    if unknown:
+        parser.error(f"no row is called {', '.join(sorted(unknown))}: see nano/paired.py and nano/edit_study.py")
     enter(STATE)
     if options.train:
         train()
