@@ -242,6 +242,7 @@ class Runner:
         passes = sum(float(one["passes"]) for blocks in found for one in blocks)
         return cells, passes / (len(self.scenes) * self.seeds)
 
+    @functools.cached_property
     def true(self):
         """True pictures of the same prompts, as `drawn`."""
         return np.stack(
@@ -355,7 +356,7 @@ def run(tables, load, text_encoder, prompts, seeds, rows=()):
             runner.draw(other, progress)
             runner.draw(row, progress)
             cells, passes = runner.drawn(row)
-            found = compare(cells, runner.drawn(other)[0], runner.true(), runner.scenes)
+            found = compare(cells, runner.drawn(other)[0], runner.true, runner.scenes)
             write(name, size, {title: found | {"passes": passes, "row": row, "weights": digest(row.role)}})
             progress.write(
                 f"{name}: {title}: {100 * found['right']:.1f}% right ({found['points'][0]:+.2f} points, "
