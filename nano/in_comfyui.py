@@ -1,10 +1,16 @@
 """Tiny Kleins inside ComfyUI: one of random weights, for tests and benchmarks, and sampling, for the study."""
 
 import importlib
+import math
 
+import numpy as np
 import torch
 
 from .build import transformer
+from .prompts import FIXED, LENGTH
+
+# How many tokens of padding a thinned model sees.
+PADDING = 24
 
 
 def random_klein(seed=0, dtype=torch.float32, **shape):
@@ -53,8 +59,33 @@ def sample(model, sigmas, noise, positive, negative, cfg, sampler="euler", laten
     )
 
 
+def thinned(model):
+    """A model that sees 24 of the padding's 488 tokens, evenly spaced, each of which counts for all that it stands for.
+
+    A pass takes a sixth of the time so. What guidance adds changes by 2%; with matrices in bfloat16 it changes by 8%.
+
+    Args:
+        model: `ModelPatcher` of a nano model.
+    """
+    padding = np.linspace(FIXED, LENGTH - 1, PADDING).round().astype(int)
+    kept = torch.from_numpy(np.concatenate([np.arange(FIXED), padding]))
+
+    def drop(arguments):
+        return {**arguments, "txt": arguments["txt"][:, kept], "txt_ids": arguments["txt_ids"][:, kept]}
+
+    def weigh(q, k, v, pe, attn_mask, extra_options):
+        mask = q.new_zeros(1, q.shape[2], k.shape[2])
+        mask[..., FIXED : len(kept)] = math.log((LENGTH - FIXED) / PADDING)
+        return {"attn_mask": mask}
+
+    model = model.clone()
+    model.set_model_post_input_patch(drop)
+    model.set_model_attn1_patch(weigh)
+    return model
+
+
 def sampled(model, noise, texts, empty, sigmas, cfg, at_once, references=(), in_both=True, start=None, masks=None):
-    """Latents of prompts in ComfyUI's own sampling with Euler; matrices in bfloat16, which halves the time.
+    """Latents of prompts in ComfyUI's own sampling with Euler.
 
     Args:
         model: `ModelPatcher` of a nano model.
@@ -77,7 +108,6 @@ def sampled(model, noise, texts, empty, sigmas, cfg, at_once, references=(), in_
         negative = [[empty.expand_as(text), {"pooled_output": None, **(shown if in_both else {})}]]
         latent = None if start is None else start[i : i + at_once]
         mask = {} if masks is None else {"denoise_mask": masks[i : i + at_once, None]}
-        with torch.autocast("cpu", torch.bfloat16):
-            made.append(sample(model, sigmas, some, positive, negative, cfg, latent=latent, **mask))
+        made.append(sample(model, sigmas, some, positive, negative, cfg, latent=latent, **mask))
     hook.remove()
     return torch.cat(made).float(), sum(rows)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from kleinkit.nano import edits, metrics, world
+from kleinkit.nano import edits, in_comfyui, metrics, world
 from kleinkit.nano.build import SHIPPED
 from kleinkit.nano.train import pictures
 from safetensors import safe_open
@@ -120,6 +120,23 @@ def test_same_run_as_diffusers(role, family, models, texts, noise, run_node):
     ours = comfy_run(family[role][0], sigmas, start, conditioning(cond), conditioning(empty), 4.0)
     theirs = diffusers_run(sigmas, start, velocity)
     assert (ours - theirs).abs().max() <= LIMIT * theirs.abs().max()
+
+
+def test_a_thinned_model_guides_as_the_whole_one(family, texts, noise):
+    """What the study saves: 464 tokens of padding in each block."""
+    model, lengths = family["base"][0], []
+    block = model.model.diffusion_model.double_blocks[0]
+    hook = block.register_forward_pre_hook(lambda _, __, inputs: lengths.append(inputs["txt"].shape[1]), with_kwargs=True)
+    conds = [*map(conditioning, texts)]
+
+    def guidance(model):
+        drawn = [comfy_run(model, torch.tensor([0.8, 0.0]), noise, cond, cond, 1.0) for cond in conds]
+        return drawn[0] - drawn[1]
+
+    whole, thinned = guidance(model), guidance(in_comfyui.thinned(model))
+    hook.remove()
+    assert lengths == [512, 512, 48, 48]
+    assert (thinned - whole).norm() <= 0.04 * whole.norm()
 
 
 def test_vae_shows_what_the_latent_says(family, scenes, run_node):
