@@ -535,7 +535,7 @@ def parse(arguments):
     family.add_argument("--train", action="store_true", help="train both models, or go on where it was stopped")
     family.add_argument("--study", action="store_true", help="measure what guidance does; write the tables and plots")
     family.add_argument("--prompts", type=int, default=256, help="held-out prompts of the study; default 256")
-    family.add_argument("--seeds", type=int, default=1, help="of each prompt; default 1")
+    family.add_argument("--seeds", type=int, default=3, help="of each prompt; default 3")
     family.add_argument("--table", help="only this: cfg, steps, fewer_passes, guiders, distilled or edits")
     family.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows; of edits, these tables too")
     command("pictures", "make the pictures of the workflows and of the README anew")

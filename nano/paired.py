@@ -1,7 +1,7 @@
 """Settings compared over the same prompts and noise, in ComfyUI's own sampling: `python tasks.py nano --study`.
 
 The pictures of each row are kept in `.nano/rows`, a file for every block of prompts, so a run that was stopped goes on there.
-The results are kept in `nano/results`. A new row runs alone where the pictures of the row that it is compared with are there.
+The results are kept in `nano/results`, with the pictures of the rows that others are compared with, so a new row runs alone.
 """
 
 import functools
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
+from PIL import Image
 from scipy.stats import bootstrap
 from tqdm import tqdm
 
@@ -23,6 +25,9 @@ from .prompts import encode
 from .train import CHANNELS, STATE, TOKENS, pictures, sigmas_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# Pictures of rows that others are compared with, at the study's whole size: a new row runs without them.
+SHEETS, WHOLE, COLUMNS = RESULTS / "pictures", (256, 3), 32
+APART, TOGETHER = "seeds (rows columns) h w c", "(seeds rows h) (columns w) c"
 SEED, BLOCK, AT_ONCE = 0, 64, 16
 RESAMPLES = 999
 # Of a normal distribution, 95% lie within so many standard errors.
@@ -183,6 +188,22 @@ def with_nodes(model, wired):
     return model
 
 
+def file_name(row, *size):
+    """The name of the files of a row's pictures."""
+    return hashlib.sha1(json.dumps([digest(row.role), PADDING, row, *size]).encode()).hexdigest()[:16]
+
+
+def to_sheet(cells):
+    """Pictures [seeds, prompts, 16, 16, 3], 0 to 1, in 32 columns; the prompts of each seed begin a line."""
+    return Image.fromarray(np.rint(255 * rearrange(cells, f"{APART} -> {TOGETHER}", columns=COLUMNS)).astype(np.uint8))
+
+
+def from_sheet(path, seeds):
+    """The pictures of `to_sheet`."""
+    with Image.open(path) as image:
+        return rearrange(np.asarray(image) / 255, f"{TOGETHER} -> {APART}", columns=COLUMNS, seeds=seeds, h=world.CELLS)
+
+
 def keep(path, **arrays):
     """Write arrays to an .npz file, which appears under its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,8 +226,10 @@ class Runner:
         self.blocks = range(0, prompts, BLOCK)
 
     def file(self, row, seed, start):
-        what = json.dumps([digest(row.role), PADDING, row, len(self.scenes[start : start + BLOCK])])
-        return STATE / "rows" / hashlib.sha1(what.encode()).hexdigest()[:16] / f"{seed}-{start}.npz"
+        return STATE / "rows" / file_name(row, len(self.scenes[start : start + BLOCK])) / f"{seed}-{start}.npz"
+
+    def sheet(self, row):
+        return SHEETS / f"{file_name(row, len(self.scenes), self.seeds)}.png"
 
     def missing(self, row):
         return [
@@ -243,6 +266,18 @@ class Runner:
         cells = np.stack([np.concatenate([one["cells"] for one in blocks]) for blocks in found]) / 255
         passes = sum(float(one["passes"]) for blocks in found for one in blocks)
         return cells, passes / (len(self.scenes) * self.seeds)
+
+    def beside(self, row, progress):
+        """The pictures of a row that others are compared with: of its sheet, or as `drawn`, which then become one."""
+        path = self.sheet(row)
+        if path.exists():
+            return from_sheet(path, self.seeds)
+        self.draw(row, progress)
+        cells, _ = self.drawn(row)
+        if (len(self.scenes), self.seeds) == WHOLE:
+            path.parent.mkdir(exist_ok=True)
+            to_sheet(cells).save(path)
+        return cells
 
     @functools.cached_property
     def true(self):
@@ -351,14 +386,15 @@ def run(tables, load, text_encoder, prompts, seeds, rows=()):
             for title in TABLES[name]
             if (not rows or title in rows) and (title not in known or not is_of(known[title], TABLES[name][title]))
         ]
-    wanted = {repr(row): row for _, _, *pair in todo for row in pair}.values()
+    wanted = [row for _, _, row, _ in todo] + [other for *_, other in todo if not runner.sheet(other).exists()]
+    wanted = {repr(row): row for row in wanted}.values()
     blocks = sum(len(runner.missing(row)) for row in wanted)
     with tqdm(total=blocks * min(BLOCK, prompts), unit="picture") as progress:
         for name, title, row, other in todo:
-            runner.draw(other, progress)
+            against = runner.beside(other, progress)
             runner.draw(row, progress)
             cells, passes = runner.drawn(row)
-            found = compare(cells, runner.drawn(other)[0], runner.true, runner.scenes)
+            found = compare(cells, against, runner.true, runner.scenes)
             write(name, size, {title: found | {"passes": passes, "row": row, "weights": digest(row.role)}})
             progress.write(
                 f"{name}: {title}: {100 * found['right']:.1f}% right ({found['points'][0]:+.2f} points, "

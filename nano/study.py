@@ -27,8 +27,9 @@ def main(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--study", action="store_true")
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--seeds", type=int, default=1)
+    prompts, seeds = paired.WHOLE
+    parser.add_argument("--prompts", type=int, default=prompts)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--table", choices=[*paired.TABLES, edit_study.RESULTS])
     parser.add_argument("--rows", nargs="*", default=())
     options = parser.parse_args(arguments)

@@ -56,6 +56,12 @@ def test_a_row_that_draws_other_shapes_is_not(drawn, true, scenes):
     assert paired.verdict(found) == "no"
 
 
+def test_a_sheet_brings_the_pictures_back(drawn, tmp_path):
+    seen = np.rint(255 * drawn).astype(np.uint8) / 255
+    paired.to_sheet(drawn).save(tmp_path / "sheet.png")
+    np.testing.assert_array_equal(paired.from_sheet(tmp_path / "sheet.png", SEEDS), seen)
+
+
 def test_the_interval_is_that_of_a_mean(scenes):
     values = np.random.RandomState(1).standard_normal(PROMPTS)
     value, low, high = paired.interval_of(lambda chosen: float(values[chosen].mean()), scenes)
