@@ -165,8 +165,8 @@ def preview(settings: dict) -> dict:
         without any of the rules; `ignored`, the highest cfg that counts as 1 because the model is distilled, else 0;
         `negative`, whether the negative prompt counts in a step; `decides`, the nodes that can end guidance during the
         run, so that `total` is the most that runs; `once`, whether the sampler asks for the passes of each step once and for
-        no others; `rules`, the nodes of the rules in the order in which they act, without a
-        Klein CFG that changes nothing.
+        no others; `by_sigma`, whether other sigmas would give other scales or passes; `rules`, the nodes of the rules in the
+        order in which they act, without a Klein CFG that changes nothing.
     Raises:
         ValueError: no such setting, or a value that does not fit.
     """
@@ -196,6 +196,7 @@ def preview(settings: dict) -> dict:
         raise expected("steps", f"at most {MOST_STEPS} in a preview of guidance", len(sigmas) - 1)
     asked, steps = plan(rules, sigmas, cfg), plan((*rules, *guard), sigmas, cfg)
     passes = [len(step.passes) for step in steps]
+    straight = plan((*rules, *guard), [1.0 - i / max(len(steps), 1) for i in range(len(steps) + 1)], cfg)
     guided = any(step.guided and not step.zero and len(step.passes) > 1 for step in steps)
     return {
         "cfg": [step.cfg for step in steps],
@@ -205,6 +206,7 @@ def preview(settings: dict) -> dict:
         "ignored": max((step.cfg for step in asked if step.cfg > 1.0), default=0.0) if distilled else 0.0,
         "negative": any(UNCOND in step.passes or any(rule.mix(step) for rule in rules) for step in steps),
         "once": asks_once(sampler),
+        "by_sigma": [(step.cfg, step.passes) for step in straight] != [(step.cfg, step.passes) for step in steps],
         "decides": [rule.node for rule in rules if guided and rule.decides],
         "rules": [rule.node for rule in stack.ordered(rules) if rule != CFG()],
     }

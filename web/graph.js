@@ -4,6 +4,8 @@ import { app } from "../../scripts/app.js"
 const MUTED = 2
 const BYPASSED = 4
 const FARTHEST = 100
+// ComfyUI's node that hands on one of two inputs.
+const SWITCH = "ComfySwitchNode"
 // What a link begins and ends at, inside a subgraph.
 const OUTSIDE = { from: -10, to: -20 }
 
@@ -64,28 +66,53 @@ export function widgetOf(node, name) {
 export function origin(node, index, hops = 0) {
   const input = node?.inputs?.[index]
   if (!input || hops > FARTHEST) return undefined
-  if (input.link == null) {
-    const widget = node.getWidgetFromSlot?.(input) ?? widgetOf(node, input.widget?.name ?? input.name)
-    return widget ? { node, widget } : null
-  }
-  const link = linkOf(node.graph, input.link)
-  if (link?.origin_id == OUTSIDE.from) return origin(outer(node.graph), link.origin_slot, hops + 1)
-  return link && made(node.graph.getNodeById(link.origin_id), link.origin_slot, hops + 1)
+  const found = input.link == null ? null : arriving(node.graph, linkOf(node.graph, input.link), hops + 1)
+  if (found !== null) return found
+  // Also where a link leads to nothing, as to a muted node, a prompt holds what the widget has.
+  const widget = node.getWidgetFromSlot?.(input) ?? widgetOf(node, input.widget?.name ?? input.name)
+  return widget ? { node, widget } : null
+}
+
+function arriving(graph, link, hops) {
+  if (link?.origin_id == OUTSIDE.from) return origin(outer(graph), link.origin_slot, hops)
+  return link && made(graph.getNodeById(link.origin_id), link.origin_slot, hops)
 }
 
 function made(node, output, hops) {
-  if (!node) return undefined
+  if (!node || hops > FARTHEST) return undefined
   if (node.mode === MUTED) return null
   if (node.mode === BYPASSED) {
     const { type } = node.outputs[output]
     const same = [output, ...(node.inputs?.keys() ?? [])].find((index) => node.inputs?.[index]?.type === type)
-    return same === undefined ? null : origin(node, same, hops)
+    // What is typed in it goes nowhere.
+    const link = node.inputs?.[same]?.link
+    return link == null ? null : arriving(node.graph, linkOf(node.graph, link), hops + 1)
   }
-  if (node.type === "Reroute") return origin(node, 0, hops)
-  if (!node.subgraph) return { node, output }
-  const link = linkOf(node.subgraph, node.subgraph.outputs[output]?.linkIds[0])
-  if (link?.origin_id == OUTSIDE.from) return origin(node, link.origin_slot, hops + 1)
-  return link && made(node.subgraph.getNodeById(link.origin_id), link.origin_slot, hops + 1)
+  if (node.isVirtualNode && !node.subgraph) return virtual(node, output, hops)
+  if (node.comfyClass === SWITCH) {
+    const chosen = origin(node, slot(node, "switch"), hops)?.widget?.value
+    if (typeof chosen === "boolean") return origin(node, slot(node, chosen ? "on_true" : "on_false"), hops)
+  }
+  if (node.subgraph) {
+    const link = linkOf(node.subgraph, node.subgraph.outputs[output]?.linkIds[0])
+    if (link?.origin_id == OUTSIDE.from) return origin(node, link.origin_slot, hops + 1)
+    return link && made(node.subgraph.getNodeById(link.origin_id), link.origin_slot, hops + 1)
+  }
+  // A node that takes something in may make anything of it.
+  const alone = node.inputs?.every(({ link }) => link == null) ?? true
+  const widget = alone ? widgetOf(node, "value") : undefined
+  return widget ? { node, widget } : { node, output }
+}
+
+/** What a node that is in the editor alone hands on: a Reroute, a Primitive, or another pack's Set and Get. */
+function virtual(node, output, hops) {
+  const from = node.resolveVirtualOutput?.(output)
+  if (from) return made(from.node, from.slot, hops + 1)
+  const link = node.getInputLink?.(output)
+  if (link) return origin(node.graph.getNodeById(link.target_id), link.target_slot, hops)
+  // A Primitive's first widget bears the name of what it is connected to.
+  const widget = node.widgets?.[0]
+  return widget ? { node, widget } : null
 }
 
 /** The node that makes what an input takes. */

@@ -10,7 +10,14 @@ const ASSUMED = { steps: 20, width: 1024, height: 1024 }
 const ASSUMED_CFG = 5
 const CELL = 16
 // What of a run's sigmas a plan of guidance goes by.
-const OF_RUN = ["steps", "start_at_step", "end_at_step", "sigmas"]
+const OF_RUN = ["steps", "start_at_step", "end_at_step", "sigmas", "scheduler"]
+// What of it counts only where a rule goes by sigma.
+const OF_SIGMAS = ["sigmas", "scheduler"]
+// ComfyUI's own shift of FLUX.2.
+const STATIC = { shift: "fixed", "shift.mu": 2.02 }
+const DYNAMIC_SHIFT = "KleinKitDynamicShift"
+// The one of ComfyUI's schedulers that makes the sigmas which are drawn.
+const DRAWN = "simple"
 const MOST_DOTS = 100
 const MOST_PROMPTS = 100
 const MOST_LABELS = 12
@@ -77,9 +84,7 @@ function known(node, name) {
   const output = from.node.outputs[from.output]?.name
   if (from.node.comfyClass === LOADER) return ofLoader(from.node)?.[output]
   if (from.node.comfyClass === REFERENCES) return ofReferences(from.node)?.made?.[output]
-  // A node that takes something in may make anything of it.
-  const alone = from.node.inputs?.every(({ link }) => link == null) ?? true
-  return alone ? widgetOf(from.node, "value")?.value : undefined
+  return undefined
 }
 
 function loaderSettings(loader) {
@@ -136,7 +141,8 @@ function latentSize(node, name) {
     return width && { width, height }
   }
   const { values, unknown } = numbers(maker, ["width", "height"])
-  if (unknown.length) return undefined
+  // Of a latent that is scaled, 0 is what fits the other side.
+  if (unknown.length || Math.min(values.width, values.height) < CELL) return undefined
   return { width: values.width - (values.width % CELL), height: values.height - (values.height % CELL) }
 }
 
@@ -150,15 +156,21 @@ function inputsOf(node) {
   return { values, unknown: ours.filter((name) => !(name in values)) }
 }
 
-/** The shift of the family of a node's model: undefined where no loader of ours says it. */
-function shiftOf(node) {
-  const [loader] = chainTo(node)
+/** What the server knows of the model that a chain of nodes begins with: undefined where no loader of ours says it. */
+function ofLoaderIn([loader]) {
   if (loader?.comfyClass !== LOADER) return undefined
   listen(loader)
-  return ofLoader(loader)?.shift
+  return ofLoader(loader)
 }
 
-/** Settings of `/kleinkit/sigmas`, what of them is not known, and whether a latent gives the size. */
+/** The scheduler of a sampler, where its sigmas are not those that are drawn; "?" where it is not known. */
+function otherScheduler(sampler) {
+  if (!sampler || !widgetOf(sampler, "scheduler")) return undefined
+  const scheduler = known(sampler, "scheduler") ?? "?"
+  return scheduler === DRAWN ? undefined : scheduler
+}
+
+/** Settings of `/kleinkit/sigmas`, what of them is not known, whether a latent gives the size, and `otherScheduler`. */
 const sigmaSettings = {
   KleinKitScheduler(node) {
     const { values, unknown } = inputsOf(node)
@@ -168,7 +180,7 @@ const sigmaSettings = {
     if (!size) missing.push("width", "height")
     const { width, height } = latent ? { ...ASSUMED, ...size } : { ...ASSUMED, ...values }
     if (values.shift === "auto" && linked(node, "model")) {
-      const shift = shiftOf(node)
+      const shift = ofLoaderIn(chainTo(node))?.shift
       if (shift) values.shift = shift
       else missing.push("shift")
     }
@@ -177,10 +189,16 @@ const sigmaSettings = {
   KleinKitDynamicShift(node) {
     const { values, unknown } = inputsOf(node)
     const sampler = leads(node, (one) => widgetOf(one, "steps"))
-    const run = numbers(sampler, ["steps", "denoise"])
-    const size = sampler && latentSize(sampler, "latent_image")
-    const missing = [...unknown, ...run.unknown.filter((name) => sampler || name === "steps")]
-    return { settings: { ...ASSUMED, ...run.values, ...size, ...values }, unknown: size ? missing : [...missing, "width", "height"] }
+    // KSamplerAdvanced has no denoise.
+    const run = numbers(sampler, ["steps", ...(sampler && widgetOf(sampler, "denoise") ? ["denoise"] : [])])
+    const taker = leads(node, (one) => slot(one, "latent_image") >= 0)
+    const size = taker && latentSize(taker, "latent_image")
+    const missing = [...unknown, ...run.unknown]
+    return {
+      settings: { ...ASSUMED, ...run.values, ...size, ...values },
+      unknown: size ? missing : [...missing, "width", "height"],
+      scheduler: otherScheduler(sampler),
+    }
   },
 }
 
@@ -210,15 +228,17 @@ function referencesSettings(node) {
   return { settings: { ...values, pictures }, missing: unknown, says, apart }
 }
 
-/** The node that takes the model which a node hands on, and the nodes that this model passes before. */
+/** What takes the model that a node hands on, the nodes that this model passes before, and how many samplers take it. */
 function wayOf(node) {
   // A scheduler looks at a model, and samples nothing.
   const samples = (one) => has(one.inputs, "MODEL") && !has(one.outputs, "SIGMAS")
   const takers = [...behind(node)].filter((one) => samples(one) && chainTo(one).includes(node))
-  const taker = takers.find((one) => !has(one.outputs, "MODEL"))
-  if (taker) return { taker, chain: chainTo(taker) }
+  const ends = takers.filter((one) => !has(one.outputs, "MODEL"))
+  const samplers = ends.filter((one) => has(one.outputs, "LATENT") || has(one.outputs, "GUIDER"))
+  const taker = samplers[0] ?? ends[0]
+  if (taker) return { taker, chain: chainTo(taker), samplers: samplers.length }
   const last = takers.at(-1) ?? node
-  return { chain: [...chainTo(last), last] }
+  return { chain: [...chainTo(last), last], samplers: 0 }
 }
 
 /** The titles of the nodes that change how many passes the prompts of a node are. */
@@ -244,6 +264,23 @@ function stepsOf(node) {
   return { values: steps ? { steps } : { denoise: 0 }, unknown: [...part.unknown, ...whole] }
 }
 
+/** Settings of `/kleinkit/sigmas` for a node of ComfyUI's behind a chain of nodes, and what of them is not known. */
+function sigmasOf(maker, chain) {
+  const { values, unknown } = stepsOf(maker)
+  if (!maker || unknown.includes("steps")) return { settings: values, unknown }
+  if (maker.comfyClass === "Flux2Scheduler") {
+    return { settings: { ...numbers(maker, ["width", "height"]).values, ...values }, unknown }
+  }
+  const shift = chain.findLast((one) => one?.comfyClass === DYNAMIC_SHIFT)
+  const ours = shift && sigmaSettings[DYNAMIC_SHIFT](shift)
+  const ofFamily = ofLoaderIn(chain)?.shift === "flux3" ? { shift: "flux3" } : STATIC
+  const denoise = widgetOf(maker, "denoise") ? numbers(maker, ["denoise"]).values : {}
+  const patched = !shift && chain.some((one) => one?.comfyClass?.startsWith("ModelSampling"))
+  const told = widgetOf(maker, "scheduler") && !otherScheduler(maker) && !patched && !ours?.unknown.includes("width")
+  const settings = { ...(ours?.settings ?? ofFamily), ...denoise, ...values }
+  return { settings, unknown: told ? unknown : [...unknown, "scheduler"] }
+}
+
 /** The name of the sampler's function, or the title of the node that makes the sampler. */
 function samplerOf(node) {
   const maker = node && linked(node, "sampler") ? source(node, "sampler") : node
@@ -254,7 +291,7 @@ function samplerOf(node) {
 
 /** Settings of `/kleinkit/guidance`, what of them is not known, and what else there is to say. */
 function guidanceSettings(node) {
-  const { taker, chain } = wayOf(node)
+  const { taker, chain, samplers } = wayOf(node)
   const own = inputsOf(node)
   const unknown = [...own.unknown]
   const isPreset = node.comfyClass === PRESET
@@ -287,15 +324,16 @@ function guidanceSettings(node) {
   const sampling = sampler ?? taker ?? node
   const sigmas = widgetOf(sampling, "steps") && sampling !== node ? sampling : leads(sampling, (one) => linked(one, "sigmas"))
   const maker = sigmas && linked(sigmas, "sigmas") ? source(sigmas, "sigmas") : sigmas
-  const ofSteps = stepsOf(maker)
   const { sampler: name, other } = samplerOf(sigmas)
   if (name) settings.sampler = name
   others.push(...promptsOtherThanOne(taker), ...(other ? [other] : []))
-  const made = sigmaSettings[maker?.comfyClass]?.(maker) ?? { settings: ofSteps.values, unknown: ofSteps.unknown }
+  const made = sigmaSettings[maker?.comfyClass]?.(maker) ?? sigmasOf(maker, chain)
   Object.assign(settings.sigmas, made.settings)
   unknown.push(...scale.unknown, ...made.unknown.filter((name) => OF_RUN.includes(name)))
   const withoutNegative = guider === NO_NEGATIVE && taker.title
-  return { settings: { ...settings, ...scale.values }, unknown, others, withoutNegative, replaced: replaced && node.title, isPreset }
+  const oneOf = samplers > 1 && { node: taker.title, count: samplers }
+  Object.assign(settings, scale.values)
+  return { settings, unknown, others, withoutNegative, replaced: replaced && node.title, isPreset, oneOf }
 }
 
 // What is drawn
@@ -308,6 +346,7 @@ function assumed(unknown, settings) {
     denoise: `denoise ${settings.denoise ?? 1}`,
     shift: "shift flux2",
     sigmas: say("the sigmas of a whole run"),
+    scheduler: `scheduler ${DRAWN}`,
   }
   const size = unknown.includes("width") || unknown.includes("height") ? [`${settings.width}×${settings.height}`] : []
   const others = unknown.filter((name) => !(name in texts) && name !== "width" && name !== "height")
@@ -324,7 +363,7 @@ function spoken(head, ...more) {
   return [...head.split("\n"), ...more].map((text) => (/[.。]$/.test(text) ? text : `${text}.`)).join(" ")
 }
 
-function sigmaFigure(answer, { settings, unknown, latent }) {
+function sigmaFigure(answer, { settings, unknown, latent, scheduler }) {
   const { sigmas, mu, start, tokens, static_sigmas: staticSigmas, static_mu: staticMu } = answer
   const steps = Math.max(sigmas.length - 1, 0)
   const size = { width: settings.width, height: settings.height, tokens }
@@ -332,6 +371,7 @@ function sigmaFigure(answer, { settings, unknown, latent }) {
     // The others are among what is assumed.
     !unknown.includes("width") && say("for {width}×{height}, {tokens} tokens", size),
     latent && say("The latent's size counts; width and height are not used."),
+    scheduler && say("drawn for scheduler simple, not for {scheduler}", { scheduler }),
     assumed(unknown, settings),
   ]
   if (!steps) {
@@ -360,8 +400,8 @@ function titleOf(kind) {
   return LiteGraph.registered_node_types[kind]?.title ?? kind
 }
 
-function guidanceFigure(answer, { settings, unknown, others, withoutNegative, replaced, isPreset }) {
-  const { cfg, passes, total, plain, ignored, negative, decides, rules, once } = answer
+function guidanceFigure(answer, { settings, unknown, others, withoutNegative, replaced, isPreset, oneOf }) {
+  const { cfg, passes, total, plain, ignored, negative, decides, rules, once, by_sigma: bySigma } = answer
   const steps = cfg.length
   const uncounted = [...others, !once && settings.sampler, negative && withoutNegative].filter(Boolean)
   const notes = [
@@ -369,9 +409,10 @@ function guidanceFigure(answer, { settings, unknown, others, withoutNegative, re
     ignored && negative && say("distilled model: cfg {cfg} counts as 1", { cfg: rounded(ignored) }),
     ignored && !negative && say("distilled model: cfg {cfg} counts as 1, and the negative prompt has no effect", { cfg: rounded(ignored) }),
     decides.length && say("fewer once {nodes} decides", { nodes: decides.map(titleOf).join(", ") }),
+    oneOf && say("for {node}, the nearest of {count} samplers", oneOf),
     replaced && say("A later {node} takes the place of this one.", { node: replaced }),
     uncounted.length && say("not counted: {nodes}", { nodes: [...new Set(uncounted)].join(", ") }),
-    assumed(unknown, { ...settings, steps }),
+    assumed(bySigma ? unknown : unknown.filter((name) => !OF_SIGMAS.includes(name)), { ...settings, steps }),
   ]
   if (!steps) {
     const head = lines(say("denoise 0: no steps"), notes)
@@ -471,8 +512,7 @@ const LAYERS = {
   settingsOf(node) {
     const { double_layers, single_layers } = inputsOf(node).values
     const typed = linked(node, "weak_model") ? { double_layers: "", single_layers: "" } : { double_layers, single_layers }
-    const [loader] = chainTo(node)
-    const found = loader?.comfyClass === LOADER ? ofLoader(loader) : undefined
+    const found = ofLoaderIn(chainTo(node))
     const counts = found && { double_layers: found.double_layers, single_layers: found.single_layers }
     return { settings: { ...typed, counts }, blurs: node.comfyClass === "KleinKitSEG", missing: missing(typed) }
   },
@@ -540,7 +580,7 @@ const OFF = {
 function preview(node, { path, settingsOf, figure, lines: height }) {
   const show = addFigure(node, "preview", `KLEINKIT_${path.split("/").pop().toUpperCase()}`, height)
   const ofModel = path === "/kleinkit/loader"
-  let drawn, busy
+  let drawn, busy, anew
 
   function fail(error) {
     if (!(error instanceof Refused)) console.error(error)
@@ -556,6 +596,7 @@ function preview(node, { path, settingsOf, figure, lines: height }) {
   }
 
   async function look(again) {
+    anew ||= again
     if (busy) return
     busy = true
     let failed
@@ -566,9 +607,9 @@ function preview(node, { path, settingsOf, figure, lines: height }) {
         const wanted = without ? { off: OFF[without]() } : settingsOf(node)
         const text = JSON.stringify(wanted)
         // One question at a time: what changes meanwhile is asked at once afterwards.
-        if (text === drawn && !again) break
+        if (text === drawn && !anew) break
         drawn = text
-        again = failed = false
+        anew = failed = false
         await draw(wanted).catch((error) => {
           failed = true
           fail(error)
@@ -610,6 +651,13 @@ function progressed({ detail: { prompt_id: prompt, node, value, max } }) {
   }
 }
 
+/** Forget what the server has said, and have every preview ask again. */
+function renew() {
+  answers.clear()
+  forgetSizes()
+  followers.forEach((look) => look(true))
+}
+
 function after(object, method, run) {
   const before = object[method]
   object[method] = function (...args) {
@@ -624,12 +672,10 @@ app.registerExtension({
   setup() {
     api.addEventListener("graphChanged", changed)
     api.addEventListener("progress", progressed)
-    api.addEventListener("reconnected", () => {
-      answers.clear()
-      forgetSizes()
-      followers.forEach((look) => look(true))
-    })
+    api.addEventListener("reconnected", renew)
   },
+  // The list of files is read anew: R, or "Refresh Node Definitions".
+  refreshComboInNodes: renew,
   nodeCreated(node) {
     if (!(node.comfyClass in PREVIEWS)) return
     const look = preview(node, PREVIEWS[node.comfyClass])

@@ -1,5 +1,7 @@
 """What the pack's nodes show before a run, for the graph that they are in; in both renderers."""
 
+import re
+
 import pytest
 from editor import choose, connect, enter, figure, flux2, one_renderer, run
 from kleinkit.harness import server as api
@@ -143,7 +145,10 @@ def test_a_part_of_a_run_is_as_long_as_it_is(page):
     expect(figure(page, "12 steps: 18 of 24 passes")).not_to_contain_text("sigmas")
     enter(page, sampler, "start_at_step", 4)
     enter(page, sampler, "end_at_step", 8)
-    expect(figure(page, "4 steps: 6 of 8 passes")).to_contain_text("the sigmas of a whole run")
+    # By steps, not by sigmas.
+    expect(figure(page, "4 steps: 6 of 8 passes")).not_to_contain_text("sigmas")
+    choose(page, cfg, "schedule", "diminishing")
+    expect(figure(page, "4 steps: ")).to_contain_text("the sigmas of a whole run")
 
 
 @one_renderer
@@ -271,6 +276,231 @@ def test_the_panel_leaves_a_preview_as_it_is(page):
     assert page.evaluate(size) == before
     expect(panel.get_by_text("preview", exact=True)).to_have_count(0)
     toggle.click()
+
+
+def see(page):
+    """Have the previews look: links that no hand has drawn are seen with the next change."""
+    page.evaluate("app.api.dispatchEvent(new CustomEvent('graphChanged'))")
+
+
+def prompted(page, node):
+    """The inputs of a node in the prompt of the graph."""
+    return page.evaluate("async (id) => (await app.graphToPrompt()).output[id].inputs", str(node))
+
+
+@one_renderer
+def test_a_primitive_is_known_whatever_its_widget_is_called(page, sampled):
+    loader, _, sampler = sampled
+    files, steps = add(page, "PrimitiveNode", "PrimitiveNode")
+    connect(page, (files, 0, loader, "diffusion_model"), (steps, 0, sampler, "steps"))
+    for node, value in (files, DISTILLED), (steps, 6):
+        page.evaluate(
+            """([id, value]) => {
+            const [widget] = app.graph.getNodeById(id).widgets
+            widget.value = value
+            widget.callback(value)
+        }""",
+            [node, value],
+        )
+    see(page)
+    expect(figure(page, "distilled: 4 steps, cfg 1")).to_be_visible()
+    expect(figure(page, "6 steps: 6 of 6 passes")).not_to_contain_text("not known")
+
+
+@one_renderer
+def test_what_a_link_to_nothing_leaves_is_what_runs(page, sampled):
+    loader, _, sampler = sampled
+    choose(page, loader, "diffusion_model", BASE)
+    steps, reroute = add(page, "PrimitiveInt", "Reroute")
+    enter(page, steps, "value", 5)
+    connect(page, (steps, 0, sampler, "steps"))
+    see(page)
+    expect(figure(page, "5 steps: 10 of 10 passes")).to_be_visible()
+    for key in MUTE, BYPASS:
+        put_mode(page, steps, key)
+        see(page)
+        assert prompted(page, sampler)["steps"] == 8
+        expect(figure(page, "8 steps: 16 of 16 passes")).not_to_contain_text("not known")
+        put_mode(page, steps, key)
+        expect(figure(page, "5 steps: 10 of 10 passes")).to_be_visible()
+    connect(page, (reroute, 0, sampler, "steps"))
+    see(page)
+    assert prompted(page, sampler)["steps"] == 8
+    expect(figure(page, "8 steps: 16 of 16 passes")).not_to_contain_text("not known")
+
+
+@one_renderer
+def test_a_switch_between_two_loaders_is_followed(page, sampled):
+    base, cfg, _ = sampled
+    distilled, switch, choice = add(page, "KleinKitLoader", "ComfySwitchNode", "PrimitiveBoolean")
+    choose(page, base, "diffusion_model", BASE)
+    choose(page, distilled, "diffusion_model", DISTILLED)
+    connect(page, (base, 0, switch, "on_false"), (distilled, 0, switch, "on_true"), (switch, 0, cfg, "model"))
+    for linked in False, True:
+        if linked:
+            connect(page, (choice, 0, switch, "switch"))
+        for on, says in (False, "8 steps: 16 of 16 passes"), (True, "8 steps: 8 of 8 passes"):
+            page.evaluate(
+                "([id, on]) => { app.graph.getNodeById(id).widgets[0].value = on }", [choice if linked else switch, on]
+            )
+            see(page)
+            expect(figure(page, says)).not_to_contain_text("not counted")
+
+
+SET_AND_GET = """() => {
+    // As those of other packs: links of their own, which the editor follows when it makes a prompt.
+    class Set extends LiteGraph.LGraphNode {
+        constructor() { super("Set"); this.isVirtualNode = true; this.addInput("MODEL", "MODEL") }
+    }
+    class Get extends LiteGraph.LGraphNode {
+        constructor() { super("Get"); this.isVirtualNode = true; this.addOutput("MODEL", "MODEL") }
+        getInputLink() {
+            const set = this.graph.nodes.find(({ type }) => type === "TestSet")
+            return set && this.graph.links.get(set.inputs[0].link)
+        }
+    }
+    LiteGraph.registerNodeType("TestSet", Set)
+    LiteGraph.registerNodeType("TestGet", Get)
+}"""
+
+
+@one_renderer
+def test_a_model_through_set_and_get_is_known(page, sampled):
+    loader, cfg, _ = sampled
+    choose(page, loader, "diffusion_model", DISTILLED)
+    page.evaluate(SET_AND_GET)
+    put_in, take = add(page, "TestSet", "TestGet")
+    connect(page, (loader, 0, put_in, "MODEL"), (take, 0, cfg, "model"))
+    see(page)
+    assert prompted(page, cfg)["model"] == [str(loader), 0]
+    expect(figure(page, "8 steps: 8 of 8 passes")).to_be_visible()
+    page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", put_in)
+    see(page)
+    expect(figure(page, "8 steps: 16 of 16 passes")).to_contain_text("not known, assumed: a model that is not distilled")
+
+
+@one_renderer
+def test_dynamic_shift_knows_the_run_that_it_is_for(page):
+    shift, sampler, latent, scaled = add(
+        page, "KleinKitDynamicShift", "KSamplerAdvanced", "EmptyFlux2LatentImage", "LatentUpscale"
+    )
+    enter(page, sampler, "steps", 10)
+    enter(page, latent, "width", 512)
+    connect(page, (shift, 0, sampler, "model"), (latent, 0, sampler, "latent_image"))
+    see(page)
+    shown = figure(page, flux2(10, 2048))
+    expect(shown).not_to_contain_text("not known")
+    choose(page, sampler, "scheduler", "beta")
+    expect(shown).to_contain_text("drawn for scheduler simple, not for beta")
+    choose(page, sampler, "scheduler", "simple")
+    expect(shown).not_to_contain_text("drawn")
+    # 0 is what fits the other side: no size that could be told.
+    page.evaluate("(id) => { app.graph.getNodeById(id).widgets[1].value = 0 }", scaled)
+    connect(page, (latent, 0, scaled, "samples"), (scaled, 0, sampler, "latent_image"))
+    see(page)
+    expect(figure(page, flux2(10))).to_contain_text("not known, assumed: 1024×1024")
+    basic, guider, custom = add(page, "BasicScheduler", "CFGGuider", "SamplerCustomAdvanced")
+    page.evaluate("(id) => app.graph.remove(app.graph.getNodeById(id))", sampler)
+    connect(page, (shift, 0, basic, "model"), (shift, 0, guider, "model"), (guider, 0, custom, "guider"))
+    connect(page, (basic, 0, custom, "sigmas"), (latent, 0, custom, "latent_image"))
+    see(page)
+    expect(figure(page, flux2(20, 2048))).not_to_contain_text("not known")
+
+
+@one_renderer
+@pytest.mark.parametrize("shifted", [True, False], ids=["shifted", "plain"])
+def test_a_schedule_over_sigma_is_counted_by_the_sigmas_that_run(page, server, shifted):
+    """By those of the sampler: of its denoise, its size, and its shift."""
+    api.forget(server)
+    page.evaluate("(graph) => app.loadGraphData(graph)", for_nano(read("01 Klein First Picture")))
+    loader, shift, sampler = (
+        page.evaluate("(kind) => app.graph.nodes.find(({ type }) => type === kind).id", kind)
+        for kind in ("KleinKitLoader", "KleinKitDynamicShift", "KSampler")
+    )
+    cfg = add_node(page, "KleinKitCFG")
+    connect(page, (shift if shifted else loader, 0, cfg, "model"), (cfg, 0, sampler, "model"))
+    page.evaluate(
+        """([cfg, sampler]) => {
+        const put = (id, name, value) => {
+            const widget = app.graph.getNodeById(id).widgets.find((widget) => widget.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }
+        const node = app.graph.getNodeById(sampler)
+        for (const name of ["steps", "cfg"]) node.disconnectInput(node.findInputSlot(name))
+        put(sampler, "steps", 8)
+        put(sampler, "denoise", 0.6)
+        put(cfg, "schedule", "diminishing")
+        put(cfg, "schedule.cutoff", 0.4)
+    }""",
+        [cfg, sampler],
+    )
+    see(page)
+    shown = figure(page, "8 steps: ")
+    expect(shown).not_to_contain_text("not known")
+    expect(shown).to_contain_text("saved")
+    total = int(re.search(r"8 steps: (\d+) of 16 passes", shown.get_attribute("aria-label"))[1])
+    before = server.log.stat().st_size
+    assert run(page)["type"] == "execution_success"
+    assert f"KleinKit: 8 steps, {total} passes (" in api.read_log(server.log, before)
+    assert 8 < total < 16
+    page.evaluate(
+        "(id) => { app.graph.getNodeById(id).widgets.find(({ name }) => name === 'scheduler').value = 'beta' }", sampler
+    )
+    see(page)
+    expect(shown).to_contain_text("not known, assumed: scheduler simple")
+
+
+@one_renderer
+def test_which_of_two_samplers_is_counted_is_said(page, sampled):
+    loader, cfg, sampler = sampled
+    choose(page, loader, "diffusion_model", BASE)
+    expect(figure(page, "8 steps: 16 of 16 passes")).not_to_contain_text("samplers")
+    [second] = add(page, "KSampler")
+    page.evaluate("(id) => { app.graph.getNodeById(id).title = 'First pass' }", sampler)
+    connect(page, (cfg, 0, second, "model"))
+    see(page)
+    expect(figure(page, "8 steps: 16 of 16 passes")).to_contain_text("for First pass, the nearest of 2 samplers")
+
+
+@one_renderer
+def test_a_server_that_comes_back_while_a_preview_waits(page, errors):
+    [node] = add(page, "KleinKitScheduler")
+    expect(figure(page, "20 steps")).to_be_visible()
+    waiting = []
+    page.route("**/kleinkit/sigmas", lambda route: waiting.append(route), times=1)
+    with page.expect_request("**/kleinkit/sigmas"):
+        enter(page, node, "steps", 9)
+    page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
+    waiting[0].abort()
+    expect(figure(page, flux2(9))).to_be_visible()
+    assert len(errors) == 1 and "/kleinkit/sigmas" in errors.pop()
+
+
+@one_renderer
+def test_files_are_looked_at_anew_with_the_list_of_files(page, server, errors):
+    """R in the editor."""
+    loader, cfg, sampler = add(page, "KleinKitLoader", "KleinKitCFG", "KSampler")
+    connect(page, (loader, 0, cfg, "model"), (cfg, 0, sampler, "model"))
+    late = server.base / "models" / "diffusion_models" / "late.safetensors"
+    page.evaluate(
+        """([id, name]) => {
+        const [widget] = app.graph.getNodeById(id).widgets
+        widget.value = name
+        widget.callback(name)
+    }""",
+        [loader, late.name],
+    )
+    expect(figure(page, "No preview. 'late.safetensors' is not")).to_be_visible()
+    late.hardlink_to(late.with_name(BASE))
+    page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    expect(figure(page, "No preview")).to_have_count(0)
+    expect(figure(page, "not known")).to_have_count(0)
+    late.unlink()
+    page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    expect(figure(page, "No preview. 'late.safetensors' is not")).to_be_visible()
+    expect(figure(page, "not known, assumed: a model that is not distilled")).to_be_visible()
+    errors.clear()
 
 
 @one_renderer

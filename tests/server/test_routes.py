@@ -224,6 +224,14 @@ def test_rules_that_decide_during_the_run_are_named(post):
     assert [answer["decides"] for answer in answers] == [["KleinKitAdaptiveGuidance"], []]
 
 
+@pytest.mark.parametrize(
+    "settings, by_sigma",
+    [({"schedule": "interval", "schedule.end": 0.5}, False), ({"schedule": "diminishing"}, True), ({"cfg": 1.0}, False)],
+)
+def test_what_goes_by_sigma_is_told(post, settings, by_sigma):
+    assert post(settings, path="/kleinkit/guidance")[1]["by_sigma"] is by_sigma
+
+
 def test_of_two_rules_of_a_kind_the_later_counts(post):
     late = {"node": "KleinKitCFG", "inputs": {"schedule": "interval", "schedule.end": 0.5}}
     sigmas = {"steps": 8}
