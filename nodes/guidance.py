@@ -346,7 +346,15 @@ class KleinKitImageCFG(io.ComfyNode):
             display_name="Klein Image CFG",
             description="For edits: gives the reference image a guidance scale of its own. Above 1 the result stays closer to "
             "the reference. Costs one more pass; at 1 none.",
-            search_aliases=["image guidance", "flux klein edit", "edit", "reference", "instruct pix2pix"],
+            search_aliases=[
+                "image guidance",
+                "flux klein edit",
+                "edit",
+                "reference",
+                "instruct pix2pix",
+                "画像編集",
+                "图像编辑",
+            ],
             inputs=[
                 io.Float.Input(
                     "image_scale",
@@ -500,7 +508,7 @@ class KleinKitAdaptiveGuidance(io.ComfyNode):
             node_id="KleinKitAdaptiveGuidance",
             display_name="Klein Adaptive Guidance",
             description="Stops guidance once positive and negative agree, and saves the negative pass from then on.",
-            search_aliases=["adaptive guidance", "skip cfg", "speed"],
+            search_aliases=["adaptive guidance", "skip cfg", "speed", "faster", "高速化", "加速"],
             inputs=[
                 io.Float.Input(
                     "threshold",
@@ -537,7 +545,14 @@ class KleinKitNAG(io.ComfyNode):
             display_name="Klein NAG",
             description="The negative prompt works at cfg 1, on distilled models too: the image's attention is led away from "
             "it. One pass a step, as without.",
-            search_aliases=["normalized attention guidance", "negative prompt", "nag"],
+            search_aliases=[
+                "normalized attention guidance",
+                "negative prompt",
+                "nag",
+                "ネガティブプロンプト",
+                "负面提示词",
+                "反向提示词",
+            ],
             inputs=[
                 io.Float.Input(
                     "scale",
@@ -721,7 +736,24 @@ class KleinKitGuidance(io.ComfyNode):
             display_name=presets.TITLE,
             description="Guidance for a purpose, in one node: a preset is a stack of this pack's guidance nodes with values to "
             "start from. Shows which nodes and what they cost.",
-            search_aliases=["preset", "guidance preset", "easy", "faster", "sharper", "negative prompt"],
+            search_aliases=[
+                "preset",
+                "guidance preset",
+                "easy",
+                "faster",
+                "speed up",
+                "sharper",
+                "negative prompt",
+                "高速化",
+                "速く",
+                "シャープ",
+                "ネガティブプロンプト",
+                "加速",
+                "更快",
+                "更清晰",
+                "负面提示词",
+                "反向提示词",
+            ],
             inputs=[
                 io.Combo.Input(
                     "preset",

@@ -74,6 +74,9 @@ class KleinKitLoader(io.ComfyNode):
                 "checkpoint loader",
                 "diffusers loader",
                 "gguf loader",
+                "gguf",
+                "モデルローダー",
+                "加载模型",
             ],
             inputs=[
                 io.Combo.Input(

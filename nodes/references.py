@@ -45,12 +45,17 @@ class KleinKitReferences(io.ComfyNode):
             search_aliases=[
                 "edit",
                 "image edit",
+                "flux klein edit",
                 "reference latent",
                 "reference image",
                 "multi reference",
                 "combine images",
                 "inpaint",
                 "kontext",
+                "画像編集",
+                "インペイント",
+                "图像编辑",
+                "局部重绘",
             ],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt that says what is to change."),

@@ -108,6 +108,9 @@ class KleinKitScheduler(io.ComfyNode):
                 "beta",
                 "noise schedule",
                 "img2img",
+                "image to image",
+                "画像から画像",
+                "图生图",
             ],
             inputs=[
                 _number("steps", 20, 1, "The number of steps: 4 for distilled Klein, 20 to 50 for base; FLUX 3: 16 and 50."),

@@ -22,7 +22,17 @@ class KleinKitSweep(io.ComfyNode):
             category="KleinKit/study",
             description="A list of numbers: whatever is connected runs once for each of them, in one prompt. Connect it to cfg "
             "or to any other number, and the pictures to Klein Contact Sheet.",
-            search_aliases=["xy plot", "grid", "list of numbers", "cfg study", "compare cfg", "range"],
+            search_aliases=[
+                "xy plot",
+                "grid",
+                "list of numbers",
+                "cfg study",
+                "compare cfg",
+                "range",
+                "cfg 比較",
+                "cfg 对比",
+                "比较",
+            ],
             inputs=[
                 io.String.Input(
                     "values",
@@ -75,7 +85,16 @@ class KleinKitContactSheet(io.ComfyNode):
             category="KleinKit/study",
             description="All pictures of a list or a batch side by side on one sheet, each with its label. No picture is "
             "scaled.",
-            search_aliases=["xy plot", "image grid", "compare images", "compare cfg", "labelled grid"],
+            search_aliases=[
+                "xy plot",
+                "image grid",
+                "compare images",
+                "compare cfg",
+                "labelled grid",
+                "cfg 比較",
+                "cfg 对比",
+                "比较",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="A list of pictures, of batches too; sizes may differ."),
                 io.String.Input(
