@@ -1,10 +1,14 @@
 """Rows of nano's study that are compared over the same prompts: their intervals, and what these say."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from guidance_nodes import EVERY_NODE
 from kleinkit.nano import build, edit_study, metrics, paired, publish, world
 
+PAGES = Path(__file__).resolve().parents[2] / "web" / "docs"
 PROMPTS, SEEDS = 64, 2
 # They act at cfg 1, where a distilled model runs.
 WITHOUT_NEGATIVE = {
@@ -146,3 +150,10 @@ def test_a_table_shows_todays_weights_or_says_that_they_are_not(sizes, shown, re
     results = {size: {"CFG": result | {"weights": weights[of]}} for size, of in sizes.items()}
     monkeypatch.setattr(paired, "results_of", lambda name: results)
     assert shown in publish.paired_table("guiders")
+
+
+def test_help_pages_say_what_was_measured():
+    measured = {f"{100 * one.found['right']:.1f}" for name in paired.TABLES for one in publish.best_of(name)}
+    pages = {page: set(re.findall(r"(\d+\.\d)%", page.read_text("utf-8"))) for page in PAGES.rglob("*.md")}
+    assert {page.relative_to(PAGES): said - measured for page, said in pages.items() if said - measured} == {}
+    assert sum(map(bool, pages.values())) >= 3 * 6
