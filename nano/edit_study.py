@@ -39,7 +39,7 @@ class Row(NamedTuple):
     nodes: tuple[Node, ...] = ()
     cfg: float = 2
     role: str = "base"
-    steps: int = 10
+    steps: int = 20
     shown: str = "both"
     says: str = "edit"
     start: tuple[str, float] = ("strength", 1.0)
@@ -55,8 +55,10 @@ REUSE = every(4, "reuse", schedule="diminishing", cutoff=0.3).nodes
 TABLES = {
     "cfg": {
         **{f"base, cfg {cfg}": Row(cfg=cfg) for cfg in (2, 1.5, 4, 1)},
-        "base, cfg 2: 20 steps": Row(steps=20),
+        "base, cfg 2: 10 steps": Row(steps=10),
         "distilled, 4 steps, cfg 1": Row(cfg=1, role="distilled", steps=4),
+        **{f"base, cfg 4: image_scale {scale:g}": image_cfg(scale, 4) for scale in (1.5, 2)},
+        "base, cfg 4: every 4, reuse, diminishing 0.3": Row(REUSE, 4),
     },
     "image_cfg": {
         **{f"cfg {cfg}": Row(cfg=cfg) for cfg in CFGS},
@@ -68,7 +70,7 @@ TABLES = {
         for shown, where in (("", "both"), (": references in the positive alone", "positive"))
     },
     "fewer_passes": {
-        f"cfg {cfg}{name}": Row(nodes, cfg, steps=20)
+        f"cfg {cfg}{name}": Row(nodes, cfg)
         for cfg in (4, 2)
         for name, nodes in (("", ()), (": every 4, reuse, diminishing 0.3", REUSE))
     },

@@ -114,7 +114,7 @@ def test_every_table_s_rows_differ():
         (paired.TABLES["steps"], "10 steps", "20 steps"),
         (paired.TABLES["guiders"], "slerp, cap 20", "CFG"),
         (edit_study.TABLES["image_cfg"], "cfg 8: image_scale 0", "cfg 8"),
-        (edit_study.TABLES["cfg"], "base, cfg 2: 20 steps", "base, cfg 2"),
+        (edit_study.TABLES["cfg"], "base, cfg 4: every 4, reuse, diminishing 0.3", "base, cfg 4"),
     ],
 )
 def test_what_a_row_is_compared_with(table, title, other):
