@@ -93,7 +93,8 @@ def test_every_schedule_is_the_straight_run(klein, run_node, caplog, name, ungui
     caplog.set_level("INFO")
     schedule, guided = SCHEDULES[name]
     ours = run(with_nodes(run_node, klein, reusing(schedule, unguided)))
-    assert far(ours, straight(klein, guided, unguided)) <= 1e-5
+    # Four steps past the last guided one, a line has multiplied the rounding of both.
+    assert far(ours, straight(klein, guided, unguided)) <= {"reuse": 1e-5, "extrapolate": 5e-5}[unguided]
     assert passes(caplog.text, len(guided))
     assert f"{STEPS - len(guided)} of them reusing guidance at cfg 4, with Klein CFG." in caplog.text
 
