@@ -1,13 +1,12 @@
 """Tiny Kleins inside ComfyUI: one of random weights, for tests and benchmarks, and sampling, for the study."""
 
 import importlib
-import math
 
 import numpy as np
 import torch
 
 from .build import transformer
-from .prompts import FIXED, LENGTH
+from .prompts import FIXED, LENGTH, weight
 
 # How many tokens of padding a thinned model sees.
 PADDING = 24
@@ -75,7 +74,7 @@ def thinned(model):
 
     def weigh(q, k, v, pe, attn_mask, extra_options):
         mask = q.new_zeros(1, q.shape[2], k.shape[2])
-        mask[..., FIXED : len(kept)] = math.log((LENGTH - FIXED) / PADDING)
+        mask[..., FIXED : len(kept)] = weight(PADDING)
         return {"attn_mask": mask}
 
     model = model.clone()

@@ -193,9 +193,13 @@ def file_name(row, *size):
     return hashlib.sha1(json.dumps([digest(row.role), PADDING, row, *size]).encode()).hexdigest()[:16]
 
 
+def in_bytes(cells):
+    return np.rint(255 * cells).astype(np.uint8)
+
+
 def to_sheet(cells):
     """Pictures [seeds, prompts, 16, 16, 3], 0 to 1, in 32 columns; the prompts of each seed begin a line."""
-    return Image.fromarray(np.rint(255 * rearrange(cells, f"{APART} -> {TOGETHER}", columns=COLUMNS)).astype(np.uint8))
+    return Image.fromarray(in_bytes(rearrange(cells, f"{APART} -> {TOGETHER}", columns=COLUMNS)))
 
 
 def from_sheet(path, seeds):
@@ -258,7 +262,7 @@ class Runner:
             latents, passes = sampled(model, noise, texts, empty, self.sigmas(row), row.cfg, AT_ONCE)
             progress.update(len(texts))
             cells = metrics.from_signed(pictures(latents.flatten(2).transpose(1, 2)))
-            keep(self.file(row, seed, start), cells=np.rint(255 * cells).astype(np.uint8), passes=passes)
+            keep(self.file(row, seed, start), cells=in_bytes(cells), passes=passes)
 
     def drawn(self, row):
         """`(cells [seeds, prompts, 16, 16, 3], passes a picture)` of a row."""

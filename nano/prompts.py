@@ -34,6 +34,11 @@ class Table(NamedTuple):
         return np.array([first + known.index(sentence) for sentence in sentences])
 
 
+def weight(count):
+    """What is added to the attention scores of `count` tokens of padding that stand for all of it."""
+    return float(np.log((LENGTH - FIXED) / count))
+
+
 def encode(text_encoder, sentences):
     """Embeddings of sentences.
 

@@ -19,7 +19,7 @@ from ..checkpoint.families import FLUX2_KLEIN
 from ..checkpoint.klein import layout, original_weight
 from ..scheduler.schedule import Schedule, make
 from . import build, edits, metrics, world
-from .prompts import FIXED, UNCONDITIONAL, Table, embeddings
+from .prompts import FIXED, UNCONDITIONAL, Table, embeddings, weight
 from .vae import COLOURS, LATENT_SCALE
 
 STATE = Path(__file__).resolve().parent.parent / ".nano"
@@ -121,7 +121,7 @@ def some_padding(table, count, rng):
     """Columns of the embeddings' table: the prompt's own tokens, and `count` of its padding; positions; weight."""
     kept = np.sort(rng.choice(np.arange(FIXED, len(table.positions)), count, replace=False))
     columns = np.concatenate([np.arange(FIXED), kept])
-    return torch.from_numpy(columns), table.positions[columns].float(), float(np.log((512 - FIXED) / count))
+    return torch.from_numpy(columns), table.positions[columns].float(), weight(count)
 
 
 def misname(scenes, share, rng, held_out):

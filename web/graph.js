@@ -73,8 +73,8 @@ export function origin(node, index, hops = 0) {
   return widget ? { node, widget } : null
 }
 
-function arriving(graph, link, hops) {
-  if (link?.origin_id == OUTSIDE.from) return origin(outer(graph), link.origin_slot, hops)
+function arriving(graph, link, hops, around) {
+  if (link?.origin_id == OUTSIDE.from) return origin(around ?? outer(graph), link.origin_slot, hops)
   return link && made(graph.getNodeById(link.origin_id), link.origin_slot, hops)
 }
 
@@ -95,8 +95,7 @@ function made(node, output, hops) {
   }
   if (node.subgraph) {
     const link = linkOf(node.subgraph, node.subgraph.outputs[output]?.linkIds[0])
-    if (link?.origin_id == OUTSIDE.from) return origin(node, link.origin_slot, hops + 1)
-    return link && made(node.subgraph.getNodeById(link.origin_id), link.origin_slot, hops + 1)
+    return arriving(node.subgraph, link, hops + 1, node)
   }
   // A node that takes something in may make anything of it.
   const alone = node.inputs?.every(({ link }) => link == null) ?? true
