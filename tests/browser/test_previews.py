@@ -478,7 +478,8 @@ def test_a_server_that_comes_back_while_a_preview_waits(page, errors):
 
 
 @one_renderer
-def test_files_are_looked_at_anew_with_the_list_of_files(page, server, errors):
+@pytest.mark.refused("/kleinkit/loader")
+def test_files_are_looked_at_anew_with_the_list_of_files(page, server):
     """R in the editor."""
     loader, cfg, sampler = add(page, "KleinKitLoader", "KleinKitCFG", "KSampler")
     connect(page, (loader, 0, cfg, "model"), (cfg, 0, sampler, "model"))
@@ -500,7 +501,6 @@ def test_files_are_looked_at_anew_with_the_list_of_files(page, server, errors):
     page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
     expect(figure(page, "No preview. 'late.safetensors' is not")).to_be_visible()
     expect(figure(page, "not known, assumed: a model that is not distilled")).to_be_visible()
-    errors.clear()
 
 
 @one_renderer
@@ -623,7 +623,8 @@ def test_a_fault_of_the_preview_itself_is_called_so(page, errors):
 
 
 @one_renderer
-def test_a_model_that_could_not_be_read_is_asked_for_again(page, errors):
+@pytest.mark.refused("/kleinkit/loader")
+def test_a_model_that_could_not_be_read_is_asked_for_again(page):
     # The scripts forget what they were told of files, also in the test of the other renderer.
     page.evaluate("app.api.dispatchEvent(new CustomEvent('reconnected'))")
     [loader] = add(page, "KleinKitLoader")
@@ -637,8 +638,6 @@ def test_a_model_that_could_not_be_read_is_asked_for_again(page, errors):
     connect(page, (loader, 3, scheduler, "steps"), (loader, 0, cfg, "model"))
     expect(figure(page, flux2(50))).to_be_visible()
     expect(figure(page, "base: 50 steps, cfg 4.")).to_be_visible()
-    assert {"400" in error for error in errors} == {True}
-    errors.clear()
 
 
 def test_symbols_are_explained(page):
