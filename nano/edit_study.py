@@ -1,12 +1,10 @@
 """What guidance does to edits whose truth is known: `python tasks.py nano --study --table edits`.
 
 Each row runs the same held-out edits from the same noise, in the real ComfyUI. What became of each edit is kept in
-`.nano/edits`, a file a row, so a run that was stopped goes on; results are in `nano/results/edits.json`.
+`nano/results/edit_outcomes.json`, so a run that was stopped goes on and a new row runs alone; results are in `edits.json`.
 """
 
 import functools
-import hashlib
-import json
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +14,13 @@ from tqdm import tqdm
 from ..scheduler.schedule import Schedule, make
 from . import edits, metrics, world
 from .build import digest
-from .in_comfyui import PADDING, sampled
-from .paired import Node, apg, beside, every, interval_of, keep, scheduled, with_nodes, write
+from .in_comfyui import sampled
+from .paired import Node, apg, beside, every, file_name, interval_of, noise_of, results_of, scheduled, with_nodes, write
 from .prompts import encode
-from .train import CHANNELS, STATE, TOKENS, latents, pictures
+from .train import TOKENS, latents, pictures
 
-# The name of the file of results.
-RESULTS = "edits"
+# The names of the files of results, and of what became of each edit.
+RESULTS, OUTCOMES = "edits", "edit_outcomes"
 SEED, COUNT, AT_ONCE = 5, 256, 8
 # Pictures of two edits have one or two references: those of a batch have as many.
 SIDE = world.CELLS * world.CELL
@@ -50,7 +48,7 @@ def image_cfg(scale, cfg):
     return Row((("KleinKitImageCFG", {"image_scale": scale}),), cfg)
 
 
-IMAGE_SCALES, CFGS = (0.0, 1.5, 2.0, 4.0), (2, 1, 4, 8)
+IMAGE_SCALES, CFGS = (0.0, 1.5, 2.0, 4.0), (2, 1, 4)
 REUSE = every(4, "reuse", schedule="diminishing", cutoff=0.3).nodes
 TABLES = {
     "cfg": {
@@ -98,13 +96,12 @@ TABLES = {
 
 
 class Bench(NamedTuple):
-    """Edits of which the results were held out, their pictures [N, 16, 16, 3] and noise; `texts` by what a prompt says."""
+    """Edits of which the results were held out, and their pictures [N, 16, 16, 3]; `texts` by what a prompt says."""
 
     edits: edits.Edits
     source: np.ndarray
     second: np.ndarray
     target: np.ndarray
-    noise: torch.Tensor
     texts: dict[str, torch.Tensor]
     empty: torch.Tensor
 
@@ -114,12 +111,11 @@ def prepare(count, text_encoder):
     rng = np.random.RandomState(SEED)
     some = edits.held_out(COUNT, rng)
     drawn = edits.drawn(some, rng)
-    noise = torch.from_numpy(rng.standard_normal((COUNT, CHANNELS, TOKENS, TOKENS)).astype(np.float32))
     some = edits.Edits(*(part[:count] for part in some))
     said = {"edit": some.sentences(), "scene": [*map(world.prompt, some.target)]}
     *texts, empty = torch.cat(list(encode(text_encoder, [*said["edit"], *said["scene"], ""])))
     texts = dict(zip(said, torch.stack(texts).split(count), strict=True))
-    return Bench(some, *(part[:count] for part in drawn), noise[:count], texts, empty)
+    return Bench(some, *(part[:count] for part in drawn), texts, empty)
 
 
 def as_latents(cells):
@@ -133,9 +129,11 @@ def changing(bench):
     return torch.nn.functional.max_pool2d(torch.nn.functional.max_pool2d(differ[:, None], 2).gt(1e-6).float(), 3, 1, 1)[:, 0]
 
 
-def draw(bench, row, model):
+def draw(bench, row, model, seed):
     """Run a row.
 
+    Args:
+        seed: of the noise.
     Returns:
         `(pictures [N, 16, 16, 3], 0 to 1, model passes a picture)`.
     """
@@ -144,6 +142,7 @@ def draw(bench, row, model):
     schedule = Schedule(steps=row.steps, width=SIDE, height=SIDE, denoise=denoise, denoise_mode=mode)
     sigmas = torch.from_numpy(make(schedule, TOKENS**2)[0])
     source, second, mask = as_latents(bench.source), as_latents(bench.second), changing(bench)
+    noise = noise_of(seed, 0, len(source))
     made, passes = np.empty_like(bench.target), 0
     pair = bench.edits.kind == edits.PAIR
     # Those with as many references share a batch.
@@ -152,7 +151,7 @@ def draw(bench, row, model):
         references = [latent[these] for latent in shown] if row.shown != "none" else []
         found, ran = sampled(
             model,
-            bench.noise[these],
+            noise[these],
             bench.texts[row.says][these],
             bench.empty,
             sigmas,
@@ -169,55 +168,57 @@ def draw(bench, row, model):
 
 
 def outcome(bench, cells):
-    """Of each edit: whether what was asked is right, the share that was kept, and how far its pixels are: [3, N]."""
+    """What became of each edit, a digit each: whether what was `asked` is right, and how many fourths of the rest were `kept`.
+
+    `pixels`: how far all are from what is meant.
+    """
     asked, kept = metrics.as_asked(cells, bench.edits)
-    return np.stack([asked, kept, np.abs(cells - metrics.from_signed(bench.target)).mean((1, 2, 3))])
-
-
-def compare(found, against):
-    """A row's outcome beside another's: means, and the differences with their 95% intervals, in points."""
-    ours, theirs = found.mean(1), found - against
-    edits = np.arange(found.shape[1])[:, None]
     return {
-        "asked": float(ours[0]),
-        "kept": float(ours[1]),
-        "pixels": float(ours[2]),
-        **{
-            f"{name}_points": interval_of(lambda chosen, i=i: 100 * float(theirs[i][chosen].mean()), edits)
-            for i, name in enumerate(("asked", "kept"))
-        },
+        "asked": "".join(map(str, asked.astype(int))),
+        "kept": "".join(map(str, np.rint(4 * kept).astype(int))),
+        "pixels": float(np.abs(cells - metrics.from_signed(bench.target)).mean()),
     }
 
 
-def run(names, load, text_encoder, count):
+def outcome_of(bench, row, seed, load):
+    """The `outcome` of a row and its `passes` a picture: as they are known, or drawn now."""
+    key = file_name(row, len(bench.source))
+    if str(seed) not in results_of(OUTCOMES).get(key, {}):
+        cells, passes = draw(bench, row, load(row.role), seed)
+        write(OUTCOMES, key, {str(seed): outcome(bench, cells) | {"passes": passes}})
+    return results_of(OUTCOMES)[key][str(seed)]
+
+
+def compare(found, against):
+    """A row's outcomes beside another's, of each seed: means, and the differences with their 95% intervals, in points."""
+    result = {name: float(np.mean([one[name] for one in found])) for name in ("pixels", "passes")}
+    for name, whole in (("asked", 1), ("kept", 4)):
+        ours, theirs = (np.array([[*map(int, one[name])] for one in some]) / whole for some in (found, against))
+        apart = 100 * (ours - theirs).mean(0)
+        edits = np.arange(len(apart))[:, None]
+        result[name] = float(ours.mean())
+        result[f"{name}_points"] = interval_of(lambda chosen, apart=apart: float(apart[chosen].mean()), edits)
+    return result
+
+
+def run(names, load, text_encoder, count, seeds):
     """Draw and compare rows; each result is written at once.
 
     Args:
         names: of `TABLES`, or of rows.
         load: `role → model`.
         count: how many edits, at most 256.
+        seeds: how often, each time from other noise.
     """
     bench, load = prepare(count, text_encoder), functools.cache(load)
     todo = [(table, title) for table, rows in TABLES.items() for title in rows if table in names or title in names]
     with tqdm(todo, unit="row") as progress:
         for table, title in progress:
             row, other = TABLES[table][title], TABLES[table][beside(TABLES[table], title)]
-            against, _ = outcome_of(bench, other, load(other.role))
-            found, passes = outcome_of(bench, row, load(row.role))
-            result = compare(found, against) | {"passes": passes, "edits": count, "weights": digest(row.role)}
+            both = [[outcome_of(bench, one, seed, load) for seed in range(seeds)] for one in (row, other)]
+            result = compare(*both) | {"edits": count, "seeds": seeds, "weights": digest(row.role)}
             write(RESULTS, table, {title: result})
             progress.write(
                 f"{table}: {title}: asked {100 * result['asked']:.1f}%, kept {100 * result['kept']:.1f}%, "
-                f"pixels {result['pixels']:.4f}, {passes:.4g} passes"
+                f"pixels {result['pixels']:.4f}, {result['passes']:.4g} passes"
             )
-
-
-def outcome_of(bench, row, model):
-    """`(outcome, passes)` of a row, from its file where it was run before."""
-    what = json.dumps([row, PADDING, len(bench.noise), digest(row.role)])
-    path = STATE / "edits" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
-    if not path.exists():
-        cells, passes = draw(bench, row, model)
-        keep(path, outcome=outcome(bench, cells), passes=passes)
-    with np.load(path) as file:
-        return file["outcome"], float(file["passes"])

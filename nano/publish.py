@@ -137,7 +137,7 @@ def edit_table(name, results):
     rows = [
         (
             named(row, found, settings),
-            f"{found['edits']}",
+            f"{found['edits']} × {found['seeds']}",
             *(part for kind in ("asked", "kept") for part in (f"{100 * found[kind]:.1f}", beside(found[f"{kind}_points"]))),
             f"{found['pixels']:.4f}",
             f"{found['passes']:.4g}",
@@ -145,7 +145,7 @@ def edit_table(name, results):
         for row, settings in edit_study.TABLES[name].items()
         if (found := results.get(row))
     ]
-    return table(rows, "", "edits", "asked, %", "points", "kept, %", "points", "pixels", "passes")
+    return table(rows, "", "edits × seeds", "asked, %", "points", "kept, %", "points", "pixels", "passes")
 
 
 def filled(text, parts):

@@ -47,5 +47,6 @@ def main(arguments):
         tables = [options.table] if options.table else paired.TABLES
         paired.run(tables, load, text_encoder, options.prompts, options.seeds, options.rows)
     if options.table in (None, edit_study.RESULTS):
-        edit_study.run(options.rows or edit_study.TABLES, load, text_encoder, min(options.prompts, edit_study.COUNT))
+        count = min(options.prompts, edit_study.COUNT)
+        edit_study.run(options.rows or edit_study.TABLES, load, text_encoder, count, options.seeds)
     publish()

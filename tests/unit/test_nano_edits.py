@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kleinkit.nano import edits, metrics, world
+from kleinkit.nano import edit_study, edits, metrics, paired, world
 
 COUNT = 200
 
@@ -87,3 +87,55 @@ def test_drift_changes_what_should_stay_but_never_what_is_asked(some):
     one = some.kind != edits.PAIR
     assert not changed[one][np.arange(one.sum()), some.kind[one]].any()
     assert np.array_equal(edits.drift(some, 0.0, np.random.RandomState(0), allowed), some.target)
+
+
+@pytest.fixture(scope="module")
+def bench(some):
+    return edit_study.Bench(some, *edits.drawn(some, np.random.RandomState(0)), texts={}, empty=None)
+
+
+def test_an_outcome_says_of_each_edit_what_the_metric_says(bench, some):
+    found = edit_study.outcome(bench, metrics.from_signed(bench.source))
+    asked, kept = metrics.as_asked(metrics.from_signed(bench.source), some)
+    assert [digit == "1" for digit in found["asked"]] == list(asked)
+    assert [int(digit) / 4 for digit in found["kept"]] == list(kept)
+    assert edit_study.outcome(bench, metrics.from_signed(bench.target))["pixels"] == 0
+
+
+def outcomes(*asked, kept="4444"):
+    return [{"asked": one, "kept": kept, "pixels": 0.25, "passes": 40.0} for one in asked]
+
+
+def test_rows_of_edits_are_compared_edit_by_edit():
+    found = edit_study.compare(outcomes("1110", "1100", kept="4420"), outcomes("1000", "1000"))
+    assert (found["asked"], found["kept"], found["pixels"], found["passes"]) == (0.625, 0.625, 0.25, 40)
+    assert found["asked_points"][0] == 37.5 and found["kept_points"][0] == -37.5
+    same = edit_study.compare(outcomes("1010"), outcomes("1010"))
+    assert same["asked_points"] == [0, 0, 0]
+
+
+def test_seeds_of_one_edit_do_not_count_as_several():
+    rng = np.random.RandomState(0)
+    ours, theirs = ("".join(map(str, rng.randint(2, size=COUNT))) for _ in range(2))
+    kept = "4" * COUNT
+    once = edit_study.compare(outcomes(ours, kept=kept), outcomes(theirs, kept=kept))
+    twice = edit_study.compare(outcomes(ours, ours, kept=kept), outcomes(theirs, theirs, kept=kept))
+    assert twice["asked_points"] == pytest.approx(once["asked_points"])
+    _, low, high = once["asked_points"]
+    spread = np.std([100 * (int(a) - int(b)) for a, b in zip(ours, theirs, strict=True)])
+    assert high - low == pytest.approx(2 * paired.NORMAL * spread / COUNT**0.5, rel=0.1)
+
+
+def test_an_outcome_that_is_known_is_not_drawn_again(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(paired, "RESULTS", tmp_path)
+    row, known = edit_study.Row(), outcomes("1")[0]
+    paired.write(edit_study.OUTCOMES, paired.file_name(row, COUNT), {"0": known})
+
+    def load(role):
+        raise RuntimeError(role)
+
+    assert edit_study.outcome_of(bench, row, 0, load) == known
+    with pytest.raises(RuntimeError, match="base"):
+        edit_study.outcome_of(bench, row, 1, load)
+    with pytest.raises(RuntimeError, match="base"):
+        edit_study.outcome_of(bench, row._replace(cfg=3), 0, load)

@@ -113,7 +113,7 @@ def test_every_table_s_rows_differ():
         (paired.TABLES["steps"], "10 steps: static shift", "10 steps"),
         (paired.TABLES["steps"], "10 steps", "20 steps"),
         (paired.TABLES["guiders"], "slerp, cap 20", "CFG"),
-        (edit_study.TABLES["image_cfg"], "cfg 8: image_scale 0", "cfg 8"),
+        (edit_study.TABLES["image_cfg"], "cfg 4: image_scale 0", "cfg 4"),
         (edit_study.TABLES["cfg"], "base, cfg 4: every 4, reuse, diminishing 0.3", "base, cfg 4"),
     ],
 )
