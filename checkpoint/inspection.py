@@ -15,7 +15,8 @@ from .gguf import ARCHITECTURE, ENDING, read_gguf
 from .header import QUANTISATION, CheckpointError, Header, Tensor, read_header
 
 MODEL, TEXT_ENCODER, VAE = "diffusion model", "text encoder", "VAE"
-PREFIXES = "", "model.diffusion_model."
+# Those that ComfyUI's UNETLoader takes off (model_detection.py, `unet_prefix_from_state_dict`).
+PREFIXES = "", "model.diffusion_model.", "model.model.", "net.", "model."
 # The first key that a file has names its architecture, as in ComfyUI's model_detection.py and sd.py.
 MODEL_KEYS = {
     "distilled_guidance_layer.norms.0.scale": "Chroma",
@@ -35,6 +36,8 @@ ENCODER_KEYS = {
     "text_model.encoder.layers.0.mlp.fc1.weight": "CLIP",
     "encoder.block.0.layer.0.SelfAttention.k.weight": "T5",
     "model.layers.0.post_feedforward_layernorm.weight": "Gemma",
+    "model.language_model.layers.0.post_feedforward_layernorm.weight": "Gemma",
+    "model.layers.0.linear_attn.A_log": "Qwen3.5",
     "model.language_model.layers.0.linear_attn.A_log": "Qwen3.5",
     "model.layers.0.self_attn.k_proj.bias": "Qwen2.5",
     "model.language_model.layers.0.self_attn.q_norm.weight": QWEN3_VL,
@@ -45,6 +48,8 @@ VAE_KEYS = {
     "decoder.middle.0.residual.0.gamma": "Wan's or Qwen-Image's VAE",
     "taesd_decoder.1.weight": "a TAESD of another model",
 }
+# LoRA by its several names, LoKr, LoHa, OFT.
+OF_A_LORA = re.compile(r"[._]lora[._]|\.(lokr_|hada_|oft_)")
 # How many numbers lie in one element of a weight, by the names of comfy/quant_ops.py.
 VALUES = {
     "float8_e4m3fn": 1,
@@ -132,7 +137,7 @@ class Checkpoint:
         if part is None and ARCHITECTURE in self.metadata:
             return f"a GGUF file of {self.metadata[ARCHITECTURE][:80]!r}"
         if part is None:
-            return "a LoRA" if any(".lora_" in key for key in self.tensors) else "nothing that KleinKit knows"
+            return "a LoRA" if any(map(OF_A_LORA.search, self.tensors)) else "nothing that KleinKit knows"
         if part.role == VAE:
             return part.architecture
         if part.architecture in FAMILIES:
@@ -287,8 +292,14 @@ def _of_family(tensors: dict[str, Tensor], formats: Formats, family: Family, pre
     def place(layer: str) -> str:
         return prefix + (family.outside[layer][1] if diffusers_keys else layer)
 
-    signs = [tensors.get(place(layer) + ".weight") for layer in family.signs]
-    if not all(tensor and len(tensor.shape) == 2 for tensor in signs):
+    def is_there(layer: str) -> bool:
+        tensor = tensors.get(place(layer) + ".weight")
+        if tensor is None and layer not in (family.image, family.text):
+            # As Nunchaku stores some of them.
+            tensor = tensors.get(place(layer) + ".qweight")
+        return tensor is not None and len(tensor.shape) == 2
+
+    if not all(map(is_there, family.signs)):
         return None
     image = tensors[place(family.image) + ".weight"]
     other = (what for start, what in family.siblings.items() if any(key.startswith(prefix + start) for key in tensors))

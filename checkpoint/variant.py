@@ -14,11 +14,14 @@ LETTERS_OR_NUMBER = re.compile(r"[A-Za-z]+|\d+")
 ONE_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # The words of which names are glued on model sites: 9bbase is 9, b, base. `database` cannot be split into them.
 GLUED = re.compile(
-    r"flux|klein|base|distillation|distilled|distill|distil|un|de|non|not|no|kv|nvfp|mxfp|fp|bf|int|nf|model|merged|merge|"
-    r"mixed|mix|edit|scaled|pruned|ema|full|finetuned|finetune|tuned|lora|turbo|svdq|b|v"
+    r"flux|klein|base|distillation|distilled|distill|distil|unet|un|de|non|not|no|kv|nvfp|mxfp|fp|bf|int|nf|model|merged|merge|"
+    r"mixed|mix|edit|scaled|pruned|ema|full|finetuned|finetune|tuned|lora|turbo|svdq|gguf|comfyui|comfy|checkpoint|ckpt|dit|"
+    r"aio|nsfw|sfw|cache|sft|b|e|q|v"
 )
 # Of GGUF files with the quantisation before it, as whoever makes them writes it: -Q4_K_M, -UD-IQ2_XXS, -BF16.
 ENDINGS = re.compile(r"([._-](ud-)?(i?q\d\w*|b?f16|f32|mxfp4\w*))?\.gguf$|\.(safetensors|sft)$", re.IGNORECASE)
+# What diffusers calls its files in the folder of every model: then the folder has the name.
+IN_A_FOLDER = re.compile(r"[\\/](transformer([\\/]diffusion_pytorch_model[^\\/]*)?|(modular_)?model_index\.json)$")
 NOT = {"un", "de", "non", "not", "no", "without"}
 DISTILLED_WORDS = {"distilled", "distill", "distil", "distillation"}
 
@@ -101,7 +104,7 @@ def decide(name: str, metadata: dict[str, str], *, folder_says: bool | None = No
     Returns:
         `Variant`.
     """
-    path = re.sub(r"[\\/](transformer|model_index\.json)$", "", name)
+    path = IN_A_FOLDER.sub("", name)
     stem = ENDINGS.sub("", re.split(r"[\\/]", path)[-1])
     words = words_of(stem)
     klein, kv = "klein" in stem.lower(), "kv" in words

@@ -62,6 +62,11 @@ def test_plain(check, weights, prefix, dtype, name):
     assert check({prefix + key: tensor.to(dtype) for key, tensor in weights.items()}) == name
 
 
+@pytest.mark.parametrize("prefix", ["model.model.", "net.", "model."])
+def test_prefixes_that_comfyui_takes_off(check, weights, prefix):
+    assert check({prefix + key: tensor for key, tensor in weights.items()}) == "fp32"
+
+
 NAMES = {
     "float8_e4m3fn": "fp8 scaled",
     "float8_e5m2": "fp8 scaled",

@@ -190,6 +190,7 @@ def test_a_mark_that_cannot_be_read_is_no_format(file, text):
     [
         # Nunchaku's and bitsandbytes' ways.
         (QUANTISED, {".qweight": ("I8", (9216, 1536)), ".wscales": ("BF16", (48, 9216))}),
+        ("double_stream_modulation_img.lin", {".qweight": ("I8", (18432, 1536)), ".wzeros": ("BF16", (48, 18432))}),
         ("txt_in", {".weight": ("U8", (11796480, 1)), ".weight.absmax": ("U8", (9216,)), ".weight.quant_map": ("F32", (16,))}),
     ],
 )
@@ -233,10 +234,20 @@ def test_packed_text_width(file):
         ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (18432, 3072))}, MODEL, "Qwen-Image"),
         (klein() | {"guidance_in.in_layer.weight": ("BF16", (3072, 256))}, MODEL, "FLUX.2 [dev]"),
         (qwen3() | {"model.layers.0.self_attn.k_proj.bias": ("BF16", (512,))}, TEXT_ENCODER, "Qwen2.5"),
+        # Gemma 3 and 4 have a 4B that is as wide as Qwen3's, with as many layers or more.
+        *[
+            (qwen3(prefix=prefix) | {f"{prefix}layers.0.{name}": ("BF16", (2560,))}, TEXT_ENCODER, other)
+            for prefix in ("model.", "model.language_model.")
+            for name, other in (("post_feedforward_layernorm.weight", "Gemma"), ("linear_attn.A_log", "Qwen3.5"))
+        ],
         ({"encoder.block.0.layer.0.SelfAttention.k.weight": ("F16", (4096, 4096))}, TEXT_ENCODER, "T5"),
         (flux2_vae(16), VAE, "FLUX.1's"),
         (flux2_vae(4), VAE, "SDXL's"),
         ({"x.alpha": ("F16", ()), "x.lora_A.weight": ("F16", (4, 4))}, MODEL, "a LoRA"),
+        *[
+            ({f"x.{name}": ("F16", (4, 4))}, MODEL, "a LoRA")
+            for name in ("lora.down.weight", "lokr_w1", "hada_w1_a", "oft_blocks", "processor.to_q_lora.up.weight")
+        ],
         (qwen3(), MODEL, "Qwen3"),
         (klein(**NINE), TEXT_ENCODER, "FLUX.2 [klein] 9B"),
         ({"x": ("F16", (4, 4))}, MODEL, "nothing that KleinKit knows"),

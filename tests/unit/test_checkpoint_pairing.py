@@ -58,12 +58,17 @@ NAMES = {
         klein_de-distilled_9b kleinNonDistilled flux-2-klein-base-9b.sft flux-2-klein-base-4b-fp8.safetensors
         sub\\flux2Klein_9bBase.safetensors distilled/klein_9b_base.sft FLUX.2-klein-base-4B/transformer
         FLUX.2-klein-base-9B/model_index.json klein9bbasescaled kleinbasefinetune flux2klein9bbasepruned klein4bbaseema
-        kleinbasefull klein_undistil klein-no-distill kleinNoDistil klein_without_distillation klein9bbaseloramerged""",
+        kleinbasefull klein_undistil klein-no-distill kleinNoDistil klein_without_distillation klein9bbaseloramerged
+        klein9bbasegguf klein9bbaseq8 klein4bbaseq4km flux2klein9bbasee4m3fn klein9bbasecomfyui klein9bbaseaio
+        klein4bbaseunet klein9bbasensfw klein9bbasecheckpoint svdq-int4_r32-flux.2-klein-base-9b
+        FLUX.2-klein-base-4B/transformer/diffusion_pytorch_model.safetensors
+        sub\\FLUX.2-klein-base-9B\\transformer\\diffusion_pytorch_model-00001-of-00002.safetensors""",
     "distilled": """database-klein databaseKlein klein-baseline klein-based-merge Klein9b_firebase klein-distilled
         kleinDistilled4B klein_base-distilled_lora flux-2-klein-4b.sft FLUX-2-KLEIN-9B.SFT
         flux-2-klein-9b-nvfp4.safetensors base/klein-v2 FLUX.2-klein-4B/transformer
-        FLUX.2-klein-9B/model_index.json klein_basil klein_distil_from_base kleinbasedistillation kleinfirebasescaled""",
-    "KV": "flux-2-klein-9b-kv.sft flux-2-klein-9b-kv-fp8 flux2klein9bkv Flux2Klein9BKV klein_KV_v2 kleinKvFp8",
+        FLUX.2-klein-9B/model_index.json klein_basil klein_distil_from_base kleinbasedistillation kleinfirebasescaled
+        FLUX.2-klein-4B/transformer/diffusion_pytorch_model.safetensors klein9bbaseball""",
+    "KV": "flux-2-klein-9b-kv.sft flux-2-klein-9b-kv-fp8 flux2klein9bkv Flux2Klein9BKV klein_KV_v2 kleinKvFp8 klein9b_KVcache",
 }
 
 
