@@ -127,4 +127,4 @@ def no_choice(name: str, choices: Iterable[str]) -> str:
 
     ComfyUI does not check one: of a value that is not in the list, nothing reaches the node.
     """
-    return f"Expected `{name}` to be one of {', '.join(choices)}, but got none of them."
+    return sentence(name, f"one of {', '.join(choices)}", "got none of them")
