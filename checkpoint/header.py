@@ -113,7 +113,8 @@ def read_header(path: str | Path) -> Header:
         if len(start) < 8:
             raise bad(path, "is not a safetensors file: it is too short")
         if length < 2:
-            raise bad(path, "is not a safetensors file: its header is empty")
+            # A download that has got its room on the disk, and nothing else, is all zeros.
+            raise bad(path, "is not a safetensors file: its header is empty; download it again")
         if start[:2] in PICKLES and length > LARGEST_HEADER:
             raise bad(path, f"is not a safetensors file but {PICKLES[start[:2]]}, whatever its name says")
         if 8 + length > size:

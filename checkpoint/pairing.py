@@ -199,7 +199,7 @@ def misfit(
     if checkpoint:
         given = f"{checkpoint.name} is {checkpoint.what(role)}{_reason(model, role, checkpoint)}"
     else:
-        reasons = "; ".join(map(str, damaged[:MOST_REASONS]))
+        reasons = "; ".join(str(error).removesuffix(".") for error in damaged[:MOST_REASONS])
         given = f"none is installed ({reasons})" if reasons else "none is installed"
     if fitting:
         remedy = f"these fit: {', '.join(fitting)}"

@@ -119,6 +119,8 @@ def test_reason_of_the_file_that_would_fit_comes_first(refused, installed):
     for name in ("b_qwen_3_8b", "b_qwen_3_8b_fp4mixed"):
         (installed / f"text_encoders/{name}.safetensors").unlink()
     assert "; z.safetensors is truncated" in refused()
+    # Each reason is a part of the sentence, and ends none.
+    assert ".;" not in refused() and ".)" not in refused()
 
 
 def test_encoder_and_vae_that_do_not_fit_are_named_together(refused):
@@ -191,6 +193,7 @@ BAD = {
     "outside": (lambda _: two_tensors(b"[8, 16]") + bytes(8), "truncated"),
     "pickle": (lambda _: pickle.dumps(list(range(1000)), protocol=4), "a pickle"),
     "empty": (lambda _: b"", "is empty"),
+    "room for a download": (lambda whole: bytes(len(whole)), "its header is empty; download it again"),
 }
 
 
