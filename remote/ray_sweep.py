@@ -25,8 +25,8 @@ from ..report.sweep import label, parse_values
 from .slot import SLOT, SLOTS, run, server_of, waiting
 
 SWEEP, SHEET = "KleinKitSweep", "KleinKitContactSheet"
-# Klein Sweep's output of that name.
-LABELS = 1
+# Klein Sweep's outputs `label` and `whole number`.
+LABELS, WHOLE = 1, 2
 STARTS = 3
 OBJECT_STORE = 256 * 2**20
 
@@ -43,7 +43,8 @@ def read_prompt(path: Path) -> dict:
         ValueError: it is not in API format.
     """
     try:
-        prompt = json.loads(path.read_text("utf-8"))
+        # An editor of texts may have put a mark of UTF-8 in front.
+        prompt = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if isinstance(prompt, dict) and "nodes" in prompt:
@@ -72,17 +73,21 @@ def is_link(value) -> bool:
 
 
 def check_links(prompt: dict) -> None:
-    """Check that every link has a node at its other end, and that something goes by the sweep.
+    """Check that every link has a node at its other end, and that something goes by the sweep and can take its values.
 
     Raises:
-        ValueError: a link leads nowhere, or all prompts would be the same.
+        ValueError: a link leads nowhere, all prompts would be the same, or a value is not whole where it has to be.
     """
-    (sweep, _), swept = sweep_of(prompt), False
+    (sweep, labels), swept = sweep_of(prompt), False
+    broken = next((text for text in labels if not float(text).is_integer()), None)
     for number, node in prompt.items():
         for name, value in node["inputs"].items():
             if is_link(value) and value[0] not in prompt:
                 kind = node["class_type"]
                 raise ValueError(f"`{name}` of {kind} ({number}) is linked to node {value[0]}, which is not there.")
+            if value == [sweep, WHOLE] and broken:
+                with in_node("Klein Sweep"):
+                    raise expected("values", f"whole numbers for `{name}` of {node['class_type']} ({number})", float(broken))
             swept |= is_link(value) and value[0] == sweep and node["class_type"] != SHEET
     if not swept:
         raise ValueError("Nothing goes by Klein Sweep: connect `value` to cfg, or to any other number.")

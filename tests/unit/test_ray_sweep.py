@@ -92,6 +92,10 @@ def test_the_pictures_of_a_value_may_differ_in_size():
             with_inputs("picture", samples=["gone", 0]),
             "`samples` of VAEDecode (picture) is linked to node gone, which is not there.",
         ),
+        (
+            with_inputs("sampler", steps=["sweep", 2]),
+            "Klein Sweep: Expected `values` to be whole numbers for `steps` of KSampler (sampler), but got 2.5.",
+        ),
         (with_inputs("sampler", cfg=4.0), "Nothing goes by Klein Sweep: connect `value` to cfg"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -118,6 +122,12 @@ def test_a_file_that_is_no_prompt(tmp_path, text):
     file.write_text(text, "utf-8")
     with pytest.raises(ValueError, match="no.json (cannot be read as JSON|is not a workflow in API format)"):
         read_prompt(file)
+
+
+def test_a_file_with_a_mark_of_utf_8(tmp_path):
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(STUDY), "utf-8-sig")
+    assert read_prompt(file) == STUDY
 
 
 def test_a_file_that_is_not_there(tmp_path):
