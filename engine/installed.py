@@ -77,16 +77,25 @@ def files_of(role: str, name: str) -> tuple[str, ...]:
         folder = diffusers_folders()[name]
         others = sorted(str(file) for ending in ("json", "safetensors") for file in folder.glob(f"*/*.{ending}"))
         return str(folder / name.rpartition("/")[2]), *others
-    path = folder_paths.get_full_path(FOLDERS[role], name)
-    if path is None:
-        raise CheckpointError(f"{name} in models/{FOLDERS[role]} is not a file, or a link to none.")
-    return (path,)
+    return (full_path(FOLDERS[role], name),)
 
 
 def taef2_file(side: str) -> str:
     """The file of TAEF2's encoder or decoder, as VAELoader finds it."""
     name = next(name for name in folder_paths.get_filename_list("vae_approx") if name.startswith(f"{TAEF2}_{side}."))
-    return folder_paths.get_full_path_or_raise("vae_approx", name)
+    return full_path("vae_approx", name)
+
+
+def full_path(folder: str, name: str) -> str:
+    """The path of a file that ComfyUI lists.
+
+    Raises:
+        CheckpointError: it is a link to nothing, or no file.
+    """
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        raise CheckpointError(f"{name} in models/{folder} is not a file, or a link to none.")
+    return path
 
 
 def inspect_listed(role: str, name: str) -> tuple[dict[str, Checkpoint], bool | None]:

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from files import klein, write
+from files import flux2_vae, klein, write
 from loader import link_models, load, use_models
 
 MODEL = "flux-2-klein-nano-base.safetensors"
@@ -52,3 +52,18 @@ def test_a_route_does_not_follow_a_link_out_of_the_folders(installed, pack, tmp_
     os.symlink(installed / "diffusion_models/real.safetensors", installed / "diffusion_models/klein-base.safetensors")
     found = suited({"diffusion_model": "klein-base.safetensors"})
     assert (found["steps"], found["cfg"]) == (50, 4.0)
+
+
+def test_a_broken_link_is_left_out_where_another_file_fits(installed, pack):
+    """ComfyUI lists it all the same: a text encoder, a VAE, and half of TAEF2."""
+    write(installed / "vae/my-flux2-vae.safetensors", flux2_vae())
+    for name in ("text_encoders/qwen_3_4b", "vae/flux2-vae", "vae_approx/taef2_encoder", "vae_approx/taef2_decoder"):
+        link = installed / f"{name}.safetensors"
+        link.unlink(missing_ok=True)
+        os.symlink(installed / "gone", link)
+    engine = pack("engine.installed")
+    assert "flux2-vae.safetensors" in engine.listed("VAE")
+    _, encoder, vae, _ = engine.resolve(MODEL, "auto", "auto", True)
+    assert (encoder.name, vae.name) == ("qwen_3_nano.safetensors", "my-flux2-vae.safetensors")
+    with pytest.raises(ValueError, match=r"taef2_encoder\.safetensors in models/vae_approx is not a file, or a link to none\."):
+        engine.taef2_file("encoder")
