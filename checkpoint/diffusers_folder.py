@@ -1,13 +1,14 @@
 """A Klein in diffusers' layout: a folder with an index, a transformer, a text encoder and a VAE."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .families import FAMILIES, FLUX2_KLEIN
-from .header import CheckpointError
+from .header import CheckpointError, Unreadable
 from .inspection import MODEL, TEXT_ENCODER, VAE, VALUES, Checkpoint, inspect
 
 LARGEST_JSON = 4 * 1024**2
@@ -42,7 +43,8 @@ def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VAL
         CheckpointError: the folder is not a Klein's, or a file is missing or damaged.
     """
     folder = Path(folder)
-    modular = (folder / MODULAR).exists() and not (folder / INDEX).exists()
+    # Path.exists raises an error where a folder is closed to us; what is read then says so in a sentence.
+    modular = os.path.exists(folder / MODULAR) and not os.path.exists(folder / INDEX)
     index = _json(folder / (MODULAR if modular else INDEX))
     pipeline = index.get("_class_name")
     if not (isinstance(pipeline, str) and pipeline.startswith(PIPELINES)) and _transformer(folder) not in TRANSFORMERS:
@@ -52,7 +54,7 @@ def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VAL
     parts = {
         role: inspect(*_shards(folder / subfolder, stem), name=f"{folder.name}/{subfolder}", values=values)
         for role, (subfolder, stem) in SUBFOLDERS.items()
-        if role == MODEL or not modular or (folder / subfolder).exists()
+        if role == MODEL or not modular or os.path.exists(folder / subfolder)
     }
     says = index.get("is_distilled")
     if not isinstance(says, bool):
@@ -63,7 +65,7 @@ def inspect_folder(folder: str | Path, values: Callable[[str], int | None] = VAL
 def _transformer(folder: Path) -> str:
     """diffusers' class of the transformer in a folder; "" where it does not say."""
     config = folder / "transformer/config.json"
-    return str(_json(config).get("_class_name", "")) if config.exists() else ""
+    return str(_json(config).get("_class_name", "")) if os.path.exists(config) else ""
 
 
 def _json(path: Path) -> dict:
@@ -74,7 +76,7 @@ def _json(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent.name} has no {path.name} ({path}).") from None
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror} ({path}).") from error
+        raise Unreadable(f"{path.name} cannot be read: {error.strerror} ({path}).") from error
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
@@ -85,7 +87,7 @@ def _json(path: Path) -> dict:
 def _shards(folder: Path, stem: str) -> list[Path]:
     """The safetensors files of one model: those that its index names, or its only one."""
     index = folder / f"{stem}.safetensors.index.json"
-    if not index.exists():
+    if not os.path.exists(index):
         return [folder / f"{stem}.safetensors"]
     shards = _json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:

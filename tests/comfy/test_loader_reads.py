@@ -1,5 +1,6 @@
 """How often a header is read: once for each state of a file, from the list to the weights."""
 
+import errno
 import os
 
 import pytest
@@ -86,14 +87,21 @@ def test_weights_are_loaded_from_the_checkpoint(pack, installed):
     assert not count
 
 
-def test_a_file_that_becomes_readable_is_tried_anew(pack, installed, monkeypatch):
-    engine, header = pack("engine.installed"), pack("checkpoint.header")
+@pytest.mark.parametrize(
+    "module, role, name",
+    [
+        ("checkpoint.header", "text encoder", "other-00.safetensors"),
+        ("checkpoint.diffusers_folder", "diffusion model", "klein/model_index.json"),
+    ],
+)
+def test_a_file_that_becomes_readable_is_tried_anew(pack, installed, monkeypatch, module, role, name):
+    engine = pack("engine.installed")
 
     def deny(*_):
-        raise PermissionError
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     with monkeypatch.context() as patch:
-        patch.setattr(header, "open", deny, raising=False)
-        with pytest.raises(ValueError, match="permission denied"):
-            engine.inspect_listed("text encoder", "other-00.safetensors")
-    assert engine.inspect_listed("text encoder", "other-00.safetensors")
+        patch.setattr(pack(module), "open", deny, raising=False)
+        with pytest.raises(ValueError, match="[Pp]ermission denied"):
+            engine.inspect_listed(role, name)
+    assert engine.inspect_listed(role, name)

@@ -250,6 +250,17 @@ def test_permission_denied(refused, open_to_all):
     assert "mine.safetensors cannot be opened: permission denied" in sentence
 
 
+def test_a_part_of_a_folder_that_is_closed(refused, open_to_all):
+    folder = open_to_all / "diffusers/klein"
+    write(folder / "transformer/diffusion_pytorch_model.safetensors", klein())
+    (folder / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline"}')
+    (folder / "transformer").chmod(0)
+    with unprivileged():
+        sentence = refused("klein/model_index.json")
+    (folder / "transformer").chmod(0o755)
+    assert "diffusion_pytorch_model.safetensors cannot be opened: permission denied" in sentence
+
+
 @pytest.mark.parametrize("name", ["../elsewhere/secret.safetensors", "/etc/passwd", "sub/../../secret.safetensors"])
 def test_path_out_of_the_models_folders(refused, installed, name):
     write(installed.parent / "elsewhere/secret.safetensors", klein())
