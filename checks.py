@@ -6,7 +6,10 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+import numpy as np
+
 LONGEST_VALUE = 200
+WHOLE = int, np.integer
 
 
 def sentence(name: str, fits: str, but: str) -> str:
@@ -26,8 +29,8 @@ def shown(value: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number. Python counts True and False among them, and nobody means that."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number, also one of numpy. Python counts True and False among them, and nobody means that."""
+    return isinstance(value, (*WHOLE, float, np.floating)) and not isinstance(value, bool)
 
 
 def number(name: str, value: object, low: float, high: float) -> None:
@@ -37,7 +40,7 @@ def number(name: str, value: object, low: float, high: float) -> None:
         ValueError: it does not, or is no finite number.
     """
     whole = isinstance(low, int)
-    if not (is_number(value) and isinstance(value, int if whole else (int, float)) and low <= value <= high):
+    if not (is_number(value) and (isinstance(value, WHOLE) or not whole) and low <= value <= high):
         raise expected(name, f"a {'whole ' if whole else ''}number between {low} and {high}", value)
 
 

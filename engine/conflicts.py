@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
 from ..checkpoint.families import FLUX2_KLEIN, FLUX3_KLEIN
+from ..checks import is_number
 from ..guidance.image import IMAGE, has_references
 from ..guidance.momentum import Momentum
 from ..guidance.plan import plan
@@ -48,7 +49,7 @@ def is_plain(guider: CFGGuider) -> bool:
 
 def scale_of(guider: CFGGuider) -> float:
     """A guider's cfg; 1 where it is no number, as in KJNodes' ScheduledCFGGuidance, whose cfg can be a list."""
-    return guider.cfg if isinstance(guider.cfg, (int, float)) else 1.0
+    return guider.cfg if is_number(guider.cfg) else 1.0
 
 
 def is_zero_star(hook: Callable) -> bool:

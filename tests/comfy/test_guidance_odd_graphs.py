@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from guidance_nodes import skips
@@ -181,6 +182,13 @@ def test_a_guider_and_a_model_run_again(klein, run_node, run):
 def test_a_run_without_steps(klein, run_node, run):
     run(with_nodes(run_node, klein, LATE, ZERO_STAR, ADAPTIVE, SKIP), sigmas=SIGMAS[2:3])
     assert not run.said
+
+
+def test_a_cfg_of_numpy_is_a_cfg(klein, run_node, run):
+    """As nodes of other packs output it through a link."""
+    model = with_nodes(run_node, klein, LATE, SKIP)
+    ours, wanted = (run(model, cfg=cfg) for cfg in (np.float32(4.0), 4.0))
+    assert torch.equal(ours, wanted) and not run.said
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,15 @@ def test_flux2_scheduler(klein, run_node, width, height):
         agree(klein(steps=steps, width=width, height=height)[0], theirs)
 
 
+def test_numbers_of_numpy(klein, run_node):
+    """As nodes of other packs output them; ComfyUI hands a linked value on as it is."""
+    whole = dict(steps=np.int64(4), width=np.int32(591), height=np.int64(1773))
+    agree(klein(**whole)[0], run_node("Flux2Scheduler", **whole)[0])
+    agree(klein(**whole, denoise=np.float32(0.5))[0], klein(steps=4, width=591, height=1773, denoise=0.5)[0])
+    with pytest.raises(ValueError, match="Expected `steps` to be a whole number"):
+        klein(steps=np.float32(4.0))
+
+
 def test_linear_quadratic(klein):
     from comfy.samplers import linear_quadratic_schedule
 
