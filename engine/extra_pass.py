@@ -256,8 +256,13 @@ def run_pass(
     if extra.model:
         found = model.current_patcher.get_additional_models_with_key(extra.model)
         return on_other(found[0], run, conds, x, sigma, run.model_options) if found else None
+    another = run.negative_model if extra.of != COND else None
+    model = another or model
     counts = block_counts(model) if extra.blocks else {}
     options = pass_options(run, extra, counts) if extra.blocks else run.model_options
+    if another:
+        # As the guider runs it: the other devices have copies of the first model.
+        options = {name: value for name, value in options.items() if name != "multigpu_clones"}
     # Other nodes tell a positive from a negative by its place.
     places = [conds] if extra.of == COND else [None, conds]
     denoised = comfy.samplers.calc_cond_batch(model, places, x, sigma, options)[-1]

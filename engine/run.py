@@ -56,6 +56,7 @@ class Run:
         follows_from: the step from which on every model call is at its step's sigma; see `follows_from` of `samplers`.
         watch: what records the run for a probe, or None.
         step, index, model_options: of the model call in progress, and the step of the one before.
+        negative_model: where the guider runs the negative on a model of its own, that model.
         conds: of the guider, by prompt, as ComfyUI's samplers have them.
         roles: what each conditioning is to the guider, by its uuid: `COND`, `UNCOND` or an extra pass.
         unknown: what one is whose uuid is not among them.
@@ -95,6 +96,7 @@ class Run:
     step: Step | None = None
     index: int | None = None
     model_options: dict = field(default_factory=dict)
+    negative_model: Any = None
     conds: dict[str, list[dict]] = field(default_factory=dict)
     roles: dict[Any, str] = field(default_factory=dict)
     unknown: str = OTHER

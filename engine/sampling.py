@@ -204,6 +204,8 @@ def predict(
     transformer_options = model_options["transformer_options"]
     run.model_options = {**model_options, "transformer_options": {**transformer_options}}
     run.step = step = as_the_guider_can(step, guider, model_options, run)
+    # ComfyUI's DualModelGuider keeps it under this name.
+    run.negative_model = getattr(guider, "uncond_inner", None)
     run.finite = {}
     run.unread.append((step, run.finite))
     if step.zero:

@@ -235,6 +235,25 @@ def test_base_uncond_beside_a_guider_of_two_models(klein, other, run_node, guide
     assert "Klein Base Uncond has no effect: the sampler's guider runs the negative on a model of its own" in sentence
 
 
+@pytest.mark.parametrize("cfg", (0.0, 4.0))
+@pytest.mark.parametrize("node", ("image cfg", "both", "negative"))
+def test_passes_of_the_negative_s_prompt_run_on_the_negative_s_model(klein, other, run_node, guiders, node, cfg):
+    if is_older("0.24.1", "DualModelGuider" in guiders):
+        return
+    image = ("KleinKitImageCFG", {"image_scale": 2.0})
+    rule = image if node == "image cfg" else (AUTO[0], AUTO[1] | {"prompt": node})
+    reference = {"reference_latents": [latent_noise(32, 32, seed=3)]}
+    prompts = {
+        name: conditioning(embeddings(192, seed), **reference) for name, seed in (("positive", 1), ("negative", 2))
+    }
+    model = with_nodes(run_node, klein, rule)
+    (two_models,) = run_node("DualModelGuider", model=model, model_negative=other, cfg=cfg, **prompts)
+    on_base = with_nodes(run_node, model, ("KleinKitBaseUncond", {"base_model": other}))
+    (one_model,) = run_node("CFGGuider", model=on_base, cfg=cfg, **prompts)
+    ours, theirs = run(two_models)[0], run(one_model)[0]
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("name, said", [("CFGGuider", None), ("BasicGuider", ""), ("PerpNegGuider", "reused")])
 def test_guidance_is_reused_where_the_guider_joins_the_predictions_as_comfyui_s(klein, run_node, guiders, caplog, name, said):
     node = "KleinKitCFG", dict(schedule={"schedule": "skip", "mode": "late", "guided_ratio": 0.5}, unguided="reuse")
