@@ -140,10 +140,13 @@ def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: b
     return [rule for rule in idle if rule not in acting]
 
 
-def both_run(run: Run) -> None:
+def both_run(run: Run, guider: CFGGuider) -> None:
     """Warn that a step which the plan gives one pass has both."""
     saving = titles(rule for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE))
-    if saving:
+    if saving and not is_plain(guider):
+        kind = type(guider).__name__
+        run.warn(f"{kind} runs more than one prompt in steps without guidance too, so they save no time ({saving}).", "both")
+    elif saving:
         run.warn(
             "Another node or the sampler, such as ComfyUI's Normalized Attention Guidance or a sampler of the cfg_pp kind, "
             f"asks for both passes in every step. So steps without guidance save no time ({saving}).",
@@ -160,7 +163,10 @@ def has_prompt(guider: CFGGuider, name: str, sigma: float) -> bool:
 def after_step(run: Run, guider: CFGGuider) -> None:
     """Warn where a step did not run as it was planned."""
     step, ran, kind = run.step, run.ran(), type(guider).__name__
+    reuses = step.unguided_cfg is None
     owners = {extra.name: (rule.title, extra.of) for rule in run.rules for extra in rule.passes}
+    # Some guiders have more prompts than two, and guide by them.
+    others = not is_plain(guider) and bool(ran.keys() - owners.keys() - PROMPTS.keys())
     for name in step.passes:
         if ran[name]:
             continue
@@ -171,6 +177,9 @@ def after_step(run: Run, guider: CFGGuider) -> None:
             run.warn(f"The plan had passes in step {number}, and none ran: another node answered for the model.", "none")
         elif not title and run.used not in (None, 1.0) and is_plain(guider):
             run.warn(f"Another node answered for the {PROMPTS[name]} prompt in step {number}: no pass ran for it.", name)
+        elif not title and others:
+            if idle := titles(rule for rule in run.rules if rule.order in OF_NEGATIVE or (rule.order == SCHEDULE and reuses)):
+                run.warn(f"{kind} ran no {PROMPTS[name]} in step {number}, so nothing comes of {idle} in it.", name)
         elif not title:
             run.warn(f"{kind} ran no {PROMPTS[name]} in step {number}, so there is no guidance in it.", name)
         elif run.served(of) or (of in step.passes and not ran[of]):
@@ -183,8 +192,9 @@ def after_step(run: Run, guider: CFGGuider) -> None:
         if rule.node in run.asked - run.acted and ran[COND] and not run.served(COND):
             run.warn(f"{rule.title} had nothing to mix in step {step.index + 1}, so it has no effect there.", rule.node)
     as_planned = run.used is None or math.isclose(run.used, step.cfg)
-    if as_planned and is_plain(guider) and step.passes and UNCOND not in step.passes and ran[UNCOND]:
-        both_run(run)
+    one_pass = step.passes and UNCOND not in step.passes and (is_plain(guider) or not step.guided)
+    if as_planned and one_pass and (ran[UNCOND] or others):
+        both_run(run, guider)
     follows = [rule.title for rule in run.rules if rule.order in (SCHEDULE, DISTILLED, ADAPTIVE)]
     if as_planned or (not ran[UNCOND] and ran[COND]):
         return

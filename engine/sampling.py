@@ -293,8 +293,8 @@ def as_the_guider_can(step: Step, guider: CFGGuider, model_options: dict, run: R
         return replace(step, reuse=False, passes=tuple(dict.fromkeys((COND, UNCOND, *step.negatives, *step.passes))))
     # Others' guiders and nodes may run the negative elsewhere, or want both at once.
     if step.passes == (UNCOND,) and not (is_plain(guider) and not model_options.get("disable_cfg1_optimization")):
-        if is_plain(guider):
-            both_run(run)
+        if is_plain(guider) or not step.guided:
+            both_run(run, guider)
         return replace(step, passes=(COND, UNCOND))
     return step
 

@@ -235,6 +235,51 @@ def test_base_uncond_beside_a_guider_of_two_models(klein, other, run_node, guide
     assert "Klein Base Uncond has no effect: the sampler's guider runs the negative on a model of its own" in sentence
 
 
+SLERP = ("KleinKitSlerpCFG", {})
+ENDS = ("KleinKitAdaptiveGuidance", {"threshold": -1.0})
+SAVE_NO_TIME = "Guider_PerpNeg runs more than one prompt in steps without guidance too, so they save no time"
+
+
+@pytest.mark.parametrize(
+    "node, neg_scale, said",
+    [
+        (CONSTANT, 1.0, None),
+        (FIRST_HALF, 1.0, f"{SAVE_NO_TIME} (Klein CFG)"),
+        (NO_POSITIVE, 1.0, f"{SAVE_NO_TIME} (Klein CFG)"),
+        (ENDS, 1.0, f"{SAVE_NO_TIME} (Klein Adaptive Guidance)"),
+        # Without a weight for the negative the guider guides by its third prompt alone, and follows cfg.
+        (FIRST_HALF, 0.0, None),
+        (SKIP, 0.0, None),
+        (NO_POSITIVE, 0.0, f"{SAVE_NO_TIME} (Klein CFG)"),
+        (SLERP, 0.0, "Guider_PerpNeg ran no negative in step 1, so nothing comes of Klein Slerp CFG in it"),
+        (ENDS, 0.0, "Guider_PerpNeg ran no negative in step 1, so nothing comes of Klein Adaptive Guidance in it"),
+    ],
+)
+def test_what_is_said_of_a_guider_of_three_prompts_is_true(klein, run_node, caplog, node, neg_scale, said):
+    def made(model):
+        prompts = dict(positive=POSITIVE, negative=NEGATIVE, empty_conditioning=SECOND)
+        return run_node("PerpNegGuider", model=model, cfg=4.0, neg_scale=neg_scale, **prompts)[0]
+
+    ours, rows = run(made(with_nodes(run_node, klein, node)), klein)
+    plain, all_rows = run(made(klein), klein)
+    sentences = warnings(caplog)
+    assert [said in sentence for sentence in sentences] == [True] if said else not sentences
+    if node in (FIRST_HALF, NO_POSITIVE, ENDS):
+        assert (rows == all_rows) == bool(said)
+    assert torch.equal(ours, plain) == (node == CONSTANT or "nothing comes of" in (said or ""))
+
+
+def test_a_schedule_that_a_guider_of_two_scales_does_not_read_is_warned_of(klein, run_node, caplog):
+    for style, cfgs in (("regular", (4.0, 1.0)), ("nested", (1.0, 4.0))):
+        caplog.clear()
+        scales = dict(cfg_conds=cfgs[0], cfg_cond2_negative=cfgs[1], style=style)
+        model = with_nodes(run_node, klein, FIRST_HALF)
+        (guider,) = run_node("DualCFGGuider", model=model, cond1=POSITIVE, cond2=SECOND, negative=NEGATIVE, **scales)
+        run(guider)
+        [sentence] = warnings(caplog)
+        assert "Guider_DualCFG runs more than one prompt in steps without guidance too" in sentence
+
+
 @pytest.mark.parametrize("cfg", (0.0, 4.0))
 @pytest.mark.parametrize("node", ("image cfg", "both", "negative"))
 def test_passes_of_the_negative_s_prompt_run_on_the_negative_s_model(klein, other, run_node, guiders, node, cfg):
