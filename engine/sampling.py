@@ -325,6 +325,11 @@ def post_cfg(args: dict) -> torch.Tensor:
         run.finite[UNCOND] = all_finite(args["cond_denoised"])
         return args["denoised"]
 
+    if not math.isclose(used, step.cfg):
+        # At another scale rules may need other passes than they planned.
+        step = replace(step, cfg=used)
+        needs = (need for rule in run.rules for need in rule.needs(step))
+        step = replace(step, passes=tuple(dict.fromkeys((*step.passes, *needs))))
     extra = {}
     for rule, one in extras_of(run.rules, step):
         # The sampler hands no negative on where it runs none.
@@ -346,7 +351,6 @@ def post_cfg(args: dict) -> torch.Tensor:
     if step.reuse:
         run.reused.append(step.cfg)
     run.used = used
-    step = replace(step, cfg=used)
     sampled = x - args["denoised"]
     guided = stack.apply(run.rules, velocities, step, run.memories, sampled)
     if step.guided and not step.reuse:

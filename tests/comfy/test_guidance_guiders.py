@@ -280,6 +280,15 @@ def test_a_schedule_that_a_guider_of_two_scales_does_not_read_is_warned_of(klein
         assert "Guider_DualCFG runs more than one prompt in steps without guidance too" in sentence
 
 
+def test_rules_have_the_passes_for_the_scale_that_a_guider_has_of_its_own(klein, run_node):
+    model = with_nodes(run_node, klein, AUTO)
+    prompts = dict(cond1=POSITIVE, cond2=POSITIVE, negative=NEGATIVE)
+    (two,) = run_node("DualCFGGuider", model=model, **prompts, cfg_conds=2.0, cfg_cond2_negative=4.0, style="regular")
+    (one,) = run_node("CFGGuider", model=model, positive=POSITIVE, negative=NEGATIVE, cfg=4.0)
+    ours, theirs = run(two)[0], run(one)[0]
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("cfg", (0.0, 4.0))
 @pytest.mark.parametrize("node", ("image cfg", "both", "negative"))
 def test_passes_of_the_negative_s_prompt_run_on_the_negative_s_model(klein, other, run_node, guiders, node, cfg):
