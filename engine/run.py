@@ -12,7 +12,7 @@ import torch
 
 from ..guidance.plan import step_index
 from ..guidance.rule import COND, UNCOND, Rule, Step
-from .samplers import CALLS_BETWEEN, OWN_SIGMAS
+from .samplers import CALLS_BETWEEN, OWN_SIGMAS, UNEVEN, asking, calls_in_a_step
 
 if TYPE_CHECKING:
     from .watch import Watch
@@ -196,13 +196,16 @@ class Run:
     def enter(self, sigma: float) -> int:
         """The step of a model call; what was observed and ran in earlier steps counts from here on."""
         counted, over = None, 0
-        if self.sampler not in OWN_SIGMAS:
+        inner = "" if self.comfyui_s else asking()
+        if inner not in OWN_SIGMAS:
             if self.begins_again(sigma):
                 self.forget()
-            first = self.done + 1 if self.done < 0 or self.calls >= self.between - 1 else self.done
-            counted = first, self.done + 1
+            between = calls_in_a_step(inner)
+            first = self.done + 1 if self.done < 0 or self.calls >= (between or self.between) - 1 else self.done
+            # What another pack has put around a sampler may alter its sigmas, but not the order of its calls.
+            counted = first, first if between else self.done + 1
             # ComfyUI's own samplers may come to a step's sigma once more after they said that it is done (sa_solver_pece).
-            over = self.done if self.comfyui_s else first
+            over = self.done if self.comfyui_s or inner in UNEVEN else first
         index = step_index(sigma, self.sigmas, self.index, counted, over)
         # Some samplers go back to a step after the next one (heunpp2): it stays as it was.
         self.observed, self.known = self.entered.setdefault(index, (dict(self.seen), self.latest))

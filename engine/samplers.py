@@ -1,5 +1,6 @@
 """What is known of ComfyUI's sampling functions, so that a run need not ask the device at which sigma it is."""
 
+import inspect
 import math
 
 import comfy.k_diffusion.sampling
@@ -21,8 +22,12 @@ CALLS_BETWEEN = {
     "sample_seeds_2": 2,
     "sample_seeds_3": 3,
 }
+# Of these, the samplers whose calls between two callbacks are all in one step. The others' last one is in the next.
+IN_ONE_STEP = {f"sample_{name}" for name in ("dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3")}
+# Samplers that do not call the model in every step as in the one before.
+UNEVEN = "sample_heunpp2", "sample_sa_solver_pece"
 # Samplers that go by sigmas of their own, so that their count is not the run's.
-OWN_SIGMAS = ("dpm_fast_function", "dpm_adaptive_function")
+OWN_SIGMAS = ("sample_dpm_fast", "sample_dpm_adaptive")
 # Samplers that call the model once a step, at the step's sigma, and then the callback.
 FOLLOWING = {
     f"sample_{name}"
@@ -77,6 +82,26 @@ def is_comfyui_s(function: object) -> bool:
     if module == "torch.utils._contextlib":
         return is_comfyui_s(getattr(function, "__wrapped__", None))
     return module == comfy.k_diffusion.sampling.__name__
+
+
+def asking() -> str:
+    """The name of ComfyUI's sampling function that asks for this model call, whatever is around it; "" where none does."""
+    name, frame = "", inspect.currentframe()
+    while frame := frame.f_back:
+        if frame.f_globals.get("__name__") == comfy.k_diffusion.sampling.__name__:
+            name = frame.f_code.co_name
+    return name
+
+
+def calls_in_a_step(name: str) -> int | None:
+    """How often a sampling function of ComfyUI calls the model in a step; None where that cannot be told.
+
+    Args:
+        name: what `asking` returns.
+    """
+    if not name or name in UNEVEN:
+        return None
+    return CALLS_BETWEEN[name] if name in IN_ONE_STEP else 1
 
 
 def follows_from(executor: WrapperExecutor, guider: CFGGuider) -> float:

@@ -297,9 +297,7 @@ def test_passes_of_the_negative_s_prompt_run_on_the_negative_s_model(klein, othe
     image = ("KleinKitImageCFG", {"image_scale": 2.0})
     rule = image if node == "image cfg" else (AUTO[0], AUTO[1] | {"prompt": node})
     reference = {"reference_latents": [latent_noise(32, 32, seed=3)]}
-    prompts = {
-        name: conditioning(embeddings(192, seed), **reference) for name, seed in (("positive", 1), ("negative", 2))
-    }
+    prompts = {name: conditioning(embeddings(192, seed), **reference) for name, seed in (("positive", 1), ("negative", 2))}
     model = with_nodes(run_node, klein, rule)
     (two_models,) = run_node("DualModelGuider", model=model, model_negative=other, cfg=cfg, **prompts)
     on_base = with_nodes(run_node, model, ("KleinKitBaseUncond", {"base_model": other}))

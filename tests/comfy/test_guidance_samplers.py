@@ -175,6 +175,22 @@ def detail_daemon(model, x, sigmas, extra_args=None, callback=None, disable=None
     return sample_euler(Passing(model, altered), x, sigmas, extra_args, callback, disable)
 
 
+def altering(sampler, amount):
+    """As Detail Daemon around any sampler of ComfyUI."""
+    import comfy.samplers
+
+    inner = comfy.samplers.sampler_object(sampler)
+
+    def around(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def altered(x, sigma, **kwargs):
+            middle = 0 < float(sigma[0]) < 0.99
+            return model(x, sigma * (1.0 - amount) if middle else sigma, **kwargs)
+
+        return inner.sampler_function(Passing(model, altered), x, sigmas, extra_args, callback, disable)
+
+    return sampled_by(around)
+
+
 class Passing:
     """A model wrapper as such samplers have: its attributes are the model's."""
 
@@ -192,6 +208,24 @@ class Passing:
 def test_a_sampler_that_alters_the_model_s_sigma(klein, run_node, amount):
     calls = calls_of(with_nodes(run_node, klein, CONSTANT), sampled_by(detail_daemon, amount=amount), SIGMAS)
     assert [index for _, index, _ in calls] == list(range(STEPS))
+
+
+@pytest.mark.parametrize("amount", (0.3, 0.1, -0.05))
+@pytest.mark.parametrize(
+    "sampler",
+    ("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "seeds_2", "seeds_3", "exp_heun_2_x0", "er_sde"),
+)
+def test_an_altered_sigma_moves_no_call_of_a_step_of_several(klein, run_node, sampler, amount):
+    model = with_nodes(run_node, klein, CONSTANT)
+    alone, altered = (calls_of(model, one, SIGMAS) for one in (sampler, altering(sampler, amount)))
+    assert [sigma for sigma, *_ in altered] != [sigma for sigma, *_ in alone]
+    assert [index for _, index, _ in altered] == [index for _, index, _ in alone]
+
+
+@pytest.mark.parametrize("sampler", ("heunpp2", "sa_solver_pece", "dpm_fast"))
+def test_what_is_around_a_sampler_moves_no_call(klein, run_node, sampler):
+    model = with_nodes(run_node, klein, CONSTANT)
+    assert calls_of(model, altering(sampler, 0.0), SIGMAS) == calls_of(model, sampler, SIGMAS)
 
 
 def test_a_sampler_that_raises_the_model_s_sigma_up_to_the_first(klein, run_node):
