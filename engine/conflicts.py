@@ -21,6 +21,7 @@ from ..guidance.rule import (
     COMBINE,
     COND,
     DISTILLED,
+    MOMENTUM,
     NEGATIVE,
     RENORM,
     SCHEDULE,
@@ -35,6 +36,8 @@ from .run import COMBINING, POST, Run, as_list, at_sigma, name_of, titles
 PROMPTS = {COND: "positive", UNCOND: "negative"}
 # Orders of rules that need a negative prediction.
 OF_NEGATIVE = (ADAPTIVE, BASE, TANGENT, NEGATIVE, COMBINE)
+# Orders of rules that need the positive too, and do not ask for it.
+OF_BOTH = (ADAPTIVE, ATTENTION, TANGENT, NEGATIVE, COMBINE, MOMENTUM)
 
 
 def is_flow(model: ModelPatcher) -> bool:
@@ -87,6 +90,8 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
         where = "on this distilled model" if distilled else "at cfg 1" if has_negative else "with this guider, which has none"
         offer = " Klein NAG is what makes a negative prompt work there." if with_nag else ""
         yield f"No negative runs {where}, so nothing comes of {titles(idle)}.{offer}"
+    if is_plain(guider) and (idle := with_negative_alone(rules, steps)):
+        yield f"At cfg 0 the negative runs alone, so nothing comes of {titles(idle)}."
     theirs = model_options.get("sampler_cfg_function")
     if theirs is not None and (ours := title.get(COMBINE) or title.get(NEGATIVE) or title.get(TANGENT)):
         yield (
@@ -134,10 +139,20 @@ def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: b
     if UNCOND in ran or not ran:
         return []
     changed = hooked or any(extra.name in ran for rule in rules for extra in rule.passes)
-    # A step of zero velocity needs no negative.
-    acting = [rule for rule in rules if any(step.zero and rule.decide(replace(step, zero=False)).zero for step in steps)]
     idle = [rule for rule in rules if rule.order in OF_NEGATIVE or (rule.order == RENORM and not changed)]
-    return [rule for rule in idle if rule not in acting]
+    return [rule for rule in idle if not makes_zero(rule, steps)]
+
+
+def with_negative_alone(rules: tuple[Rule, ...], steps: tuple[Step, ...]) -> list[Rule]:
+    """The rules that do nothing in a run, because its steps run the negative alone."""
+    if {step.passes for step in steps if not step.zero} != {(UNCOND,)}:
+        return []
+    return [rule for rule in rules if rule.order in OF_BOTH and not makes_zero(rule, steps)]
+
+
+def makes_zero(rule: Rule, steps: tuple[Step, ...]) -> bool:
+    """Whether a rule makes the velocity of a step zero: such a step needs no prediction."""
+    return any(step.zero and rule.decide(replace(step, zero=False)).zero for step in steps)
 
 
 def both_run(run: Run, guider: CFGGuider) -> None:
@@ -166,7 +181,7 @@ def after_step(run: Run, guider: CFGGuider) -> None:
     reuses = step.unguided_cfg is None
     owners = {extra.name: (rule.title, extra.of) for rule in run.rules for extra in rule.passes}
     # Some guiders have more prompts than two, and guide by them.
-    others = not is_plain(guider) and bool(ran.keys() - owners.keys() - PROMPTS.keys())
+    others = any(ran[name] for name in run.conds if name not in PROMPTS.values())
     for name in step.passes:
         if ran[name]:
             continue

@@ -280,6 +280,18 @@ def test_a_schedule_that_a_guider_of_two_scales_does_not_read_is_warned_of(klein
         assert "Guider_DualCFG runs more than one prompt in steps without guidance too" in sentence
 
 
+NAG = ("KleinKitNAG", dict(scale=5.0, tau=2.5, alpha=0.25, start=0.0, end=1.0))
+ZERO_INIT = ("KleinKitCFGZeroStar", dict(optimized_scale=True, zero_init_steps=1))
+
+
+@pytest.mark.parametrize("node", (MOMENTUM, NAG, SLERP, ENDS, SKIP, ZERO_INIT, CONSTANT), ids=lambda node: node[0])
+def test_what_does_nothing_beside_a_negative_that_runs_alone_is_warned_of(klein, run_node, guiders, caplog, node):
+    ours, theirs = (run(guiders["CFGGuider"](model, 0.0))[0] for model in (with_nodes(run_node, klein, node), klein))
+    idle = bool((ours - theirs).abs().max() <= 1e-5) and node is not CONSTANT
+    assert idle == (node in (MOMENTUM, NAG, SLERP, ENDS))
+    assert ["At cfg 0 the negative runs alone, so nothing comes of Klein" in said for said in warnings(caplog)] == [True] * idle
+
+
 def test_rules_have_the_passes_for_the_scale_that_a_guider_has_of_its_own(klein, run_node):
     model = with_nodes(run_node, klein, AUTO)
     prompts = dict(cond1=POSITIVE, cond2=POSITIVE, negative=NEGATIVE)
