@@ -90,8 +90,6 @@ def before_run(rules: tuple[Rule, ...], guider: CFGGuider, model_options: dict, 
         where = "on this distilled model" if distilled else "at cfg 1" if has_negative else "with this guider, which has none"
         offer = " Klein NAG is what makes a negative prompt work there." if with_nag else ""
         yield f"No negative runs {where}, so nothing comes of {titles(idle)}.{offer}"
-    if is_plain(guider) and (idle := with_negative_alone(rules, steps)):
-        yield f"At cfg 0 the negative runs alone, so nothing comes of {titles(idle)}."
     theirs = model_options.get("sampler_cfg_function")
     if theirs is not None and (ours := title.get(COMBINE) or title.get(NEGATIVE) or title.get(TANGENT)):
         yield (
@@ -143,11 +141,13 @@ def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: b
     return [rule for rule in idle if not makes_zero(rule, steps)]
 
 
-def with_negative_alone(rules: tuple[Rule, ...], steps: tuple[Step, ...]) -> list[Rule]:
-    """The rules that do nothing in a run, because its steps run the negative alone."""
-    if {step.passes for step in steps if not step.zero} != {(UNCOND,)}:
-        return []
-    return [rule for rule in rules if rule.order in OF_BOTH and not makes_zero(rule, steps)]
+def after_run(run: Run, guider: CFGGuider) -> None:
+    """Warn of the rules that did nothing in a run, because its steps ran the negative alone, as planned."""
+    steps = plan(run.rules, run.sigmas, scale_of(guider))
+    if set(run.total) == {UNCOND} == {name for step in steps for name in step.passes}:
+        idle = [rule for rule in run.rules if rule.order in OF_BOTH and not makes_zero(rule, steps)]
+        if idle:
+            run.warn(f"At cfg 0 the negative runs alone, so nothing comes of {titles(idle)}.")
 
 
 def makes_zero(rule: Rule, steps: tuple[Step, ...]) -> bool:

@@ -22,7 +22,7 @@ from ..guidance.rule import COND, UNCOND, ExtraPass, Rule, ScaledVelocities, Ste
 from . import flow_map
 from .base_pass import all_as, idle_on_others
 from .both_texts import both_texts
-from .conflicts import after_step, before_run, both_run, is_flow, is_plain, scale_of
+from .conflicts import after_run, after_step, before_run, both_run, is_flow, is_plain, scale_of
 from .counting import counting
 from .extra_pass import block_counts, entry_is_certain, keep_entry, run_pass
 from .family import is_flow_map
@@ -126,6 +126,7 @@ def sample(
     try:
         samples = executor(guider, sigmas, extra_args, stepped, noise, *args, **kwargs)
         run.read()
+        after_run(run, guider)
         return samples
     except comfy.model_management.InterruptProcessingException:
         # Who has seen a black preview is told why.

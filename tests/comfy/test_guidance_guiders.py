@@ -292,6 +292,17 @@ def test_what_does_nothing_beside_a_negative_that_runs_alone_is_warned_of(klein,
     assert ["At cfg 0 the negative runs alone, so nothing comes of Klein" in said for said in warnings(caplog)] == [True] * idle
 
 
+def test_the_same_where_a_sampler_asks_for_both_predictions_is_not(klein, run_node, guiders, caplog):
+    import comfy.samplers
+
+    (guider,) = run_node(
+        "CFGGuider", model=with_nodes(run_node, klein, MOMENTUM), positive=POSITIVE, negative=NEGATIVE, cfg=0.0
+    )
+    noise, sampler = latent_noise(32, 32), comfy.samplers.sampler_object("euler_cfg_pp")
+    guider.sample(noise, torch.zeros_like(noise), sampler, SIGMAS.clone(), disable_pbar=True, seed=0)
+    assert "nothing comes of" not in caplog.text
+
+
 def test_rules_have_the_passes_for_the_scale_that_a_guider_has_of_its_own(klein, run_node):
     model = with_nodes(run_node, klein, AUTO)
     prompts = dict(cond1=POSITIVE, cond2=POSITIVE, negative=NEGATIVE)
