@@ -17,4 +17,17 @@ app.registerExtension({
       return widget
     }
   },
+
+  /**
+   * A choice that brings inputs of its own comes before them, as in a graph that is loaded: the editor takes another order for a
+   * change by the user, with which undo and redo end.
+   */
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("KleinKit")) return
+    for (const choice of [...node.inputs]) {
+      const brought = node.inputs.filter(({ name }) => name.startsWith(`${choice.name}.`))
+      const others = node.inputs.filter((one) => !brought.includes(one))
+      node.inputs = others.flatMap((one) => (one === choice ? [one, ...brought] : one))
+    }
+  },
 })

@@ -254,9 +254,9 @@ def test_a_saved_workflow_keeps_what_was_typed(page, server, renderer):
     assert saved["nodes"][0]["widgets_values"] == [20, 1024, 1024, 1, "ksampler", "flux1", 0.3, 1.15, "uniform", 0]
 
 
-@pytest.mark.parametrize("kind", ["KleinKitCFG", "KleinKitLoader"])
+@pytest.mark.parametrize("kind", ["KleinKitCFG", "KleinKitLoader", "KleinKitReferences"])
 def test_changes_beside_a_preview_are_undone_and_done_again(page, kind):
-    """A node of another size than before would be a change too, and end what can be undone."""
+    """A node of another size than before, or of another order, would be a change too, and end what can be undone."""
     node, sampler = add_node(page, kind, 400), add_node(page, "KSampler")
 
     def look():
