@@ -61,6 +61,8 @@ TABLES = {
     "image_cfg": {
         **{f"cfg {cfg}": Row(cfg=cfg) for cfg in CFGS},
         **{f"cfg {cfg}: image_scale {scale:g}": image_cfg(scale, cfg) for cfg in CFGS for scale in IMAGE_SCALES},
+        "distilled": Row(cfg=1, role="distilled", steps=4),
+        **{f"distilled: image_scale {scale:g}": image_cfg(scale, 1)._replace(role="distilled", steps=4) for scale in (1.5, 2)},
     },
     "shown": {
         f"cfg {cfg}{shown}": Row(cfg=cfg, shown=where)
@@ -189,11 +191,17 @@ def outcome_of(bench, row, seed, load):
     return results_of(OUTCOMES)[key][str(seed)]
 
 
-def compare(found, against):
-    """A row's outcomes beside another's, of each seed: means, and the differences with their 95% intervals, in points."""
+def compare(found, against, pair):
+    """A row's outcomes beside another's: means, and the differences with their 95% intervals, in points.
+
+    Args:
+        found, against: an `outcome` of each seed.
+        pair: boolean [N], which edits have two pictures: of these, `asked` is told alone too.
+    """
     result = {name: float(np.mean([one[name] for one in found])) for name in ("pixels", "passes")}
-    for name, whole in (("asked", 1), ("kept", 4)):
-        ours, theirs = (np.array([[*map(int, one[name])] for one in some]) / whole for some in (found, against))
+    every = np.ones_like(pair)
+    for name, kind, whole, these in (("asked", "asked", 1, every), ("pair", "asked", 1, pair), ("kept", "kept", 4, every)):
+        ours, theirs = (np.array([[*map(int, one[kind])] for one in some])[:, these] / whole for some in (found, against))
         apart = 100 * (ours - theirs).mean(0)
         edits = np.arange(len(apart))[:, None]
         result[name] = float(ours.mean())
@@ -216,9 +224,13 @@ def run(names, load, text_encoder, count, seeds):
         for table, title in progress:
             row, other = TABLES[table][title], TABLES[table][beside(TABLES[table], title)]
             both = [[outcome_of(bench, one, seed, load) for seed in range(seeds)] for one in (row, other)]
-            result = compare(*both) | {"edits": count, "seeds": seeds, "weights": digest(row.role)}
+            result = compare(*both, bench.edits.kind == edits.PAIR) | {
+                "edits": count,
+                "seeds": seeds,
+                "weights": digest(row.role),
+            }
             write(RESULTS, table, {title: result})
             progress.write(
-                f"{table}: {title}: asked {100 * result['asked']:.1f}%, kept {100 * result['kept']:.1f}%, "
-                f"pixels {result['pixels']:.4f}, {result['passes']:.4g} passes"
+                f"{table}: {title}: asked {100 * result['asked']:.1f}%, with two pictures {100 * result['pair']:.1f}%, "
+                f"kept {100 * result['kept']:.1f}%, pixels {result['pixels']:.4f}, {result['passes']:.4g} passes"
             )

@@ -114,7 +114,7 @@ def plot_edits(known):
     over_cfg.legend()
     scaled = {}
     for title, row in edit_study.TABLES["image_cfg"].items():
-        if title in known["image_cfg"]:
+        if row.role == "base" and title in known["image_cfg"]:
             scale = row.nodes[0][1]["image_scale"] if row.nodes else 1
             scaled.setdefault(row.cfg, {})[scale] = known["image_cfg"][title]
     for axes, name in zip(over_scale, ("asked", "kept"), strict=True):
@@ -138,14 +138,20 @@ def edit_table(name, results):
         (
             named(row, found, settings),
             f"{found['edits']} × {found['seeds']}",
-            *(part for kind in ("asked", "kept") for part in (f"{100 * found[kind]:.1f}", beside(found[f"{kind}_points"]))),
+            *(
+                part
+                for kind in ("asked", "pair", "kept")
+                for part in (f"{100 * found[kind]:.1f}", beside(found[f"{kind}_points"]))
+            ),
             f"{found['pixels']:.4f}",
             f"{found['passes']:.4g}",
         )
         for row, settings in edit_study.TABLES[name].items()
         if (found := results.get(row))
     ]
-    return table(rows, "", "edits × seeds", "asked, %", "points", "kept, %", "points", "pixels", "passes")
+    return table(
+        rows, "", "edits × seeds", "asked, %", "points", "of two pictures, %", "points", "kept, %", "points", "pixels", "passes"
+    )
 
 
 def filled(text, parts):

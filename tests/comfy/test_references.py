@@ -256,3 +256,16 @@ def test_a_run_with_image_cfg(comfy, models, run_node, refer, scale):
     ours = comfy_run(model, sigmas, noise, positive, negative, 4.0)
     plain = comfy_run(klein, sigmas, noise, positive, negative, 4.0)
     assert torch.equal(ours, plain) == (scale == 1.0)
+
+
+def test_an_image_scale_as_high_as_cfg_is_what_pictures_behind_the_positive_alone_do(comfy, models, run_node, refer):
+    import comfy.sd
+
+    klein = comfy.sd.load_diffusion_model(str(models["base"]), {"dtype": torch.float32})
+    positive, negative, _, width, height = refer(picture(45, 37))
+    without = [[text, {name: value for name, value in more.items() if name != "reference_latents"}] for text, more in negative]
+    sigmas, noise = torch.tensor([1.0, 0.5, 0.0]), latent_noise(height, width)
+    model = run_node("KleinKitImageCFG", model=klein, image_scale=4.0)[0]
+    ours = comfy_run(model, sigmas, noise, positive, negative, 4.0)
+    torch.testing.assert_close(ours, comfy_run(klein, sigmas, noise, positive, without, 4.0), rtol=1e-4, atol=1e-4)
+    assert (ours - comfy_run(klein, sigmas, noise, positive, negative, 4.0)).abs().max() > 1e-2

@@ -107,23 +107,26 @@ def outcomes(*asked, kept="4444"):
 
 
 def test_rows_of_edits_are_compared_edit_by_edit():
-    found = edit_study.compare(outcomes("1110", "1100", kept="4420"), outcomes("1000", "1000"))
+    pair = np.array([True, False, True, False])
+    found = edit_study.compare(outcomes("1110", "1100", kept="4420"), outcomes("1000", "1000"), pair)
     assert (found["asked"], found["kept"], found["pixels"], found["passes"]) == (0.625, 0.625, 0.25, 40)
     assert found["asked_points"][0] == 37.5 and found["kept_points"][0] == -37.5
-    same = edit_study.compare(outcomes("1010"), outcomes("1010"))
-    assert same["asked_points"] == [0, 0, 0]
+    assert found["pair"] == 0.75 and found["pair_points"][0] == 25
+    same = edit_study.compare(outcomes("1010"), outcomes("1010"), pair)
+    assert same["asked_points"] == same["pair_points"] == [0, 0, 0]
 
 
 def test_seeds_of_one_edit_do_not_count_as_several():
     rng = np.random.RandomState(0)
     ours, theirs = ("".join(map(str, rng.randint(2, size=COUNT))) for _ in range(2))
-    kept = "4" * COUNT
-    once = edit_study.compare(outcomes(ours, kept=kept), outcomes(theirs, kept=kept))
-    twice = edit_study.compare(outcomes(ours, ours, kept=kept), outcomes(theirs, theirs, kept=kept))
+    kept, pair = "4" * COUNT, np.arange(COUNT) < COUNT // 2
+    once = edit_study.compare(outcomes(ours, kept=kept), outcomes(theirs, kept=kept), pair)
+    twice = edit_study.compare(outcomes(ours, ours, kept=kept), outcomes(theirs, theirs, kept=kept), pair)
     assert twice["asked_points"] == pytest.approx(once["asked_points"])
-    _, low, high = once["asked_points"]
-    spread = np.std([100 * (int(a) - int(b)) for a, b in zip(ours, theirs, strict=True)])
-    assert high - low == pytest.approx(2 * paired.NORMAL * spread / COUNT**0.5, rel=0.1)
+    apart = np.array([100 * (int(a) - int(b)) for a, b in zip(ours, theirs, strict=True)])
+    for name, these in (("asked_points", apart), ("pair_points", apart[pair])):
+        _, low, high = once[name]
+        assert high - low == pytest.approx(2 * paired.NORMAL * these.std() / len(these) ** 0.5, rel=0.1)
 
 
 def test_an_outcome_that_is_known_is_not_drawn_again(bench, monkeypatch, tmp_path):
