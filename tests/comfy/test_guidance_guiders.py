@@ -1,11 +1,12 @@
 """Every guider that ComfyUI ships: our nodes act in it as they say, or one warning names what does not."""
 
+import inspect
 import re
 
 import pytest
 import torch
 from guidance_nodes import skips
-from releases import is_older
+from releases import is_older, may_lack
 from sampling import conditioning, embeddings, latent_noise, small_klein, warnings, with_nodes
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0])
@@ -177,7 +178,9 @@ def test_a_guider_that_calls_no_hook_is_warned_of(klein, run_node, guiders, capl
     of_pass, of_memory, later = warnings(caplog)
     assert "Klein Skip-Layer Guidance planned a pass in step 1, but Guider_DualModel did not run it" in of_pass
     assert "Klein Momentum Guidance has no effect in step 1, because Guider_DualModel calls no hook in it." in of_memory
-    assert "Klein Momentum Guidance has no effect in step 3" in later
+    # The first releases run the negative from there on too.
+    goes_on = may_lack("0.26.0", "isclose" in inspect.getsource(guiders["DualModelGuider"](klein, 1.0).predict_noise))
+    assert ("so they save no time" if goes_on else "Klein Momentum Guidance has no effect in step 3") in later
 
 
 @pytest.mark.parametrize("cfg", (0.0, 1.0, 4.0))
