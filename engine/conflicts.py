@@ -143,8 +143,10 @@ def without_negative(rules: tuple[Rule, ...], steps: tuple[Step, ...], hooked: b
 
 def after_run(run: Run, guider: CFGGuider) -> None:
     """Warn of the rules that did nothing in a run, because its steps ran the negative alone, as planned."""
+    if set(run.total) != {UNCOND}:
+        return
     steps = plan(run.rules, run.sigmas, scale_of(guider))
-    if set(run.total) == {UNCOND} == {name for step in steps for name in step.passes}:
+    if {name for step in steps for name in step.passes} == {UNCOND}:
         idle = [rule for rule in run.rules if rule.order in OF_BOTH and not makes_zero(rule, steps)]
         if idle:
             run.warn(f"At cfg 0 the negative runs alone, so nothing comes of {titles(idle)}.")

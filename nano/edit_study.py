@@ -185,10 +185,12 @@ def outcome(bench, cells):
 def outcome_of(bench, row, seed, load):
     """The `outcome` of a row and its `passes` a picture: as they are known, or drawn now."""
     key = file_name(row, len(bench.source))
-    if str(seed) not in results_of(OUTCOMES).get(key, {}):
+    known = results_of(OUTCOMES).get(key, {}).get(str(seed))
+    if known is None:
         cells, passes = draw(bench, row, load(row.role), seed)
-        write(OUTCOMES, key, {str(seed): outcome(bench, cells) | {"passes": passes}})
-    return results_of(OUTCOMES)[key][str(seed)]
+        known = outcome(bench, cells) | {"passes": passes}
+        write(OUTCOMES, key, {str(seed): known})
+    return known
 
 
 def compare(found, against, pair):
